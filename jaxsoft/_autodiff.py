@@ -1,0 +1,125 @@
+"""One analytic rule for every differentiation mode."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, PyTree
+
+Out = TypeVar("Out")
+
+
+# The derivation. Let f have the reverse rule  x̄ = Jᵀ ȳ, a linear map of ȳ. Its transpose is the
+# forward rule ẏ = J ẋ, so `jax.linear_transpose` of the pullback is the pushforward: no second
+# formula is needed, and none can disagree with the first. In reverse mode JAX transposes the
+# pushforward once more and thereby runs the stated rule again.
+#
+# `jax.checkpoint` around the transposition makes the pushforward a function of the residuals of
+# the stated rule and of the tangents alone. Without it, whatever the backward pass computes from
+# the residuals would be computed ahead and kept, each intermediate the size of an input.
+def jvp_from_vjp(
+    fun: Callable[..., Out], *, nondiff_argnums: Sequence[int] | None = None
+) -> Callable[..., Out]:
+    """Makes a `jax.custom_vjp` function differentiable in every mode.
+
+    A function with a `jax.custom_vjp` rule refuses `jax.jvp`, `jax.jacfwd`, `jax.hessian` and
+    `jax.linearize`. The function returned here has the same values and the same rule, and takes
+    its forward derivative from the transpose of that rule:
+
+        y, pullback = vjp(fun, x)          x̄ = pullback(ȳ) = Jᵀ ȳ
+        ẏ = linear_transpose(pullback)(ẋ) = J ẋ
+
+    Derivatives are taken only for the arguments that are being differentiated. Nothing but the
+    residuals of the stated rule is kept between the passes.
+
+    For derivatives of order two to be as analytic as the first, let the rule's forward function
+    call the function returned here rather than the formula (see the example).
+
+    Args:
+        fun: a `jax.custom_vjp` function of positional arguments, or any other function that
+            `jax.vjp` accepts. Arguments and results may be pytrees; integer and boolean leaves
+            (labels, masks) are held fixed. The backward rule must be built from operations that
+            JAX can transpose, as every function linear in the cotangent and written in `jax.numpy`
+            is. For keyword options, wrap the result in a function with keyword arguments.
+        nondiff_argnums: positions of static arguments, as in `jax.custom_vjp`; taken from `fun`
+            when it is a `jax.custom_vjp` function that has them.
+
+    Returns:
+        A function of the same positional arguments.
+
+    Raises:
+        TypeError: `fun` is not callable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxsoft import jvp_from_vjp
+        >>> @jax.custom_vjp
+        ... def _square_root(x):
+        ...     return jnp.sqrt(x)
+        >>> def _square_root_fwd(x):
+        ...     root = square_root(x)  # the public function: order two is analytic as well
+        ...     return root, root
+        >>> def _square_root_bwd(root, cotangent):
+        ...     return (cotangent / (2 * root),)
+        >>> _square_root.defvjp(_square_root_fwd, _square_root_bwd)
+        >>> square_root = jvp_from_vjp(_square_root)
+        >>> print(jax.jvp(square_root, (4.0,), (1.0,))[1], jax.grad(jax.grad(square_root))(4.0))
+        0.25 -0.03125
+    """
+    if not callable(fun):
+        raise TypeError(f"jvp_from_vjp: fun must be callable, got {type(fun).__name__}")
+    if nondiff_argnums is None:
+        nondiff_argnums = tuple(getattr(fun, "nondiff_argnums", ()))
+
+    def primal(*args: Any) -> Out:
+        return fun(*args)
+
+    # `wraps` keeps the signature, by which `custom_jvp` resolves arguments given by keyword.
+    with_jvp = jax.custom_jvp(functools.wraps(fun)(primal), nondiff_argnums=tuple(nondiff_argnums))
+    with_jvp.defjvp(functools.partial(_transposed_rule, fun, nondiff_argnums), symbolic_zeros=True)
+    return with_jvp
+
+
+def _transposed_rule(
+    fun: Callable[..., PyTree], nondiff_argnums: Sequence[int], *args: Any
+) -> tuple[PyTree, PyTree]:
+    *static, primals, tangents = args
+    leaves, treedef = jax.tree.flatten(primals)
+    tangent_leaves = treedef.flatten_up_to(tangents)
+    live = [i for i, t in enumerate(tangent_leaves) if not isinstance(t, SymbolicZero)]
+
+    def of_live(*live_leaves: Array) -> tuple[list[Array], PyTree]:
+        filled = list(leaves)
+        for i, leaf in zip(live, live_leaves, strict=True):
+            filled[i] = leaf
+        call_args = list(jax.tree.unflatten(treedef, filled))
+        for position, value in sorted(zip(nondiff_argnums, static, strict=True)):
+            call_args.insert(position, value)
+        out = fun(*call_args)
+        return [leaf for leaf in jax.tree.leaves(out) if _is_inexact(leaf)], out
+
+    inexact_out, pullback, out = jax.vjp(of_live, *[leaves[i] for i in live], has_aux=True)
+
+    def pushforward(
+        pullback: Callable[..., tuple[Array, ...]], live_tangents: tuple[Array, ...]
+    ) -> list[Array]:
+        (out_tangents,) = jax.linear_transpose(pullback, inexact_out)(live_tangents)
+        return out_tangents
+
+    live_tangents = tuple(tangent_leaves[i] for i in live)
+    inexact_tangents = iter(jax.checkpoint(pushforward, prevent_cse=False)(pullback, live_tangents))
+    return out, jax.tree.map(
+        lambda leaf: (
+            next(inexact_tangents)
+            if _is_inexact(leaf)
+            else np.zeros(np.shape(leaf), jax.dtypes.float0)
+        ),
+        out,
+    )
+
+
+def _is_inexact(leaf: Array) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, np.inexact)

@@ -1,0 +1,200 @@
+"""Validation at the public boundary: every error message of the array functions."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+Axis = int | Sequence[int] | None
+
+
+def array(function: str, argument: str, value: Any) -> Array:
+    """Returns `value` as a real array, or raises `TypeError`."""
+    if not isinstance(value, jax.Array):
+        if not (
+            isinstance(value, (np.ndarray, np.generic, bool, int, float, complex))
+            or hasattr(value, "__jax_array__")
+        ):
+            raise TypeError(
+                f"{function}: {argument} must be an array or a number, got {_described(value)}"
+            )
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV":
+            raise TypeError(f"{function}: {argument} must be numeric, got dtype {value.dtype}")
+        value = jnp.asarray(value)
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or is_discrete(value)):
+        raise TypeError(f"{function}: {argument} must be real, got dtype {value.dtype}")
+    return value
+
+
+def floating(function: str, argument: str, value: Any) -> Array:
+    """Returns `value` as a floating array; integers and booleans become the default float."""
+    value = array(function, argument, value)
+    return value.astype(float) if is_discrete(value) else value
+
+
+def is_discrete(value: Array) -> bool:
+    """Whether the array holds integers or booleans."""
+    return jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_
+
+
+def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """Returns the axes as non-negative numbers, in the order given."""
+    if axis is None:
+        return tuple(range(ndim))
+    try:
+        given = (operator.index(axis),)
+    except TypeError:
+        try:
+            given = tuple(operator.index(a) for a in axis)
+        except TypeError:
+            raise TypeError(
+                f"{function}: axis must be an integer, a tuple of integers or None, "
+                f"got {_described(axis)}"
+            ) from None
+    for a in given:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"{function}: axis must lie in [{-ndim}, {ndim}) for an array of {ndim} "
+                f"dimensions, got {a}"
+            )
+    positive = tuple(a % ndim for a in given)
+    if len(set(positive)) != len(positive):
+        raise ValueError(f"{function}: axis must name each axis once, got {given}")
+    return positive
+
+
+def mask(function: str, where: Any, shape: tuple[int, ...]) -> Array | None:
+    """Returns the boolean mask broadcast to `shape`."""
+    if where is None:
+        return None
+    where = array(function, "where", where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{function}: where must be boolean, got dtype {where.dtype}")
+    return broadcast(function, "where", where, shape, "the shape of the logits")
+
+
+def per_row(
+    function: str, argument: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Array | None:
+    """Returns an option that has one value for each row, with the reduced axes of size 1."""
+    if value is None:
+        return None
+    value = floating(function, argument, value)
+    row_shape = tuple(1 if a in reduced else size for a, size in enumerate(shape))
+    return broadcast(
+        function, argument, value, row_shape, f"{shape} with the reduced axes {reduced} of size 1"
+    )
+
+
+def temperature(
+    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Array | None:
+    """As `per_row`; None stands for a temperature of one, for which nothing is divided."""
+    if isinstance(value, (bool, int, float, np.generic)):
+        number = float(value)
+        if not number > 0:
+            raise ValueError(f"{function}: temperature must be positive, got {value}")
+        if number == 1:
+            return None
+    if value is None:
+        raise TypeError(f"{function}: temperature must be an array or a number, got NoneType")
+    return per_row(function, "temperature", value, shape, reduced)
+
+
+def broadcast(
+    function: str, argument: str, value: Array, shape: tuple[int, ...], wanted: str
+) -> Array:
+    """Returns `value` broadcast to `shape`, or raises `ValueError`."""
+    sizes = (1,) * (len(shape) - value.ndim) + value.shape
+    if len(sizes) != len(shape) or any(a not in (1, b) for a, b in zip(sizes, shape, strict=True)):
+        raise ValueError(
+            f"{function}: {argument} must broadcast to {shape} ({wanted}), got {value.shape}"
+        )
+    return jnp.broadcast_to(value, shape)
+
+
+def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...], of: str) -> None:
+    """Raises `ValueError` unless `value` has the given shape."""
+    if value.shape != shape:
+        raise ValueError(
+            f"{function}: {argument} must have shape {shape} ({of}), got {value.shape}"
+        )
+
+
+def number(
+    function: str, argument: str, value: Any, low: float, high: float, *, open_low: bool = False
+) -> ArrayLike:
+    """Returns a number in the given range; an array, whose value may be traced, passes."""
+    if isinstance(value, (np.ndarray, jax.Array)):
+        value = floating(function, argument, value)
+        if value.ndim:
+            raise ValueError(f"{function}: {argument} must be a scalar, got shape {value.shape}")
+        return value
+    if not isinstance(value, (bool, int, float, np.generic)):
+        raise TypeError(f"{function}: {argument} must be a number, got {_described(value)}")
+    number = float(value)
+    if not (low < number if open_low else low <= number) or not number <= high:
+        span = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
+        raise ValueError(f"{function}: {argument} must lie in {span}, got {value}")
+    return number
+
+
+def classes(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:
+    """Returns class ids broadcast to `shape`; those given as one number must lie in [0, n)."""
+    ids = array(function, argument, value)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"{function}: {argument} must be an integer, got dtype {ids.dtype}")
+    if isinstance(value, (int, np.integer)) and not 0 <= value < n:
+        raise ValueError(f"{function}: {argument} must lie in [0, {n}), got {value}")
+    return broadcast(function, argument, wide_integer(ids), shape, "the shape without the axis")
+
+
+def wide_integer(ids: Array) -> Array:
+    """Returns integers in a type that holds the number of classes, and no id wraps into range."""
+    return ids if ids.dtype.itemsize >= 4 and ids.dtype != jnp.uint32 else ids.astype(jnp.int32)
+
+
+def labels(
+    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Array:
+    """Returns class ids of the shape without the axis, or target probabilities of the shape."""
+    value = array(function, "labels", value)
+    if value.dtype == jnp.bool_:
+        raise TypeError(f"{function}: labels must be integers or floating, got dtype bool")
+    if not is_discrete(value):
+        same_shape(function, "labels", value, shape, "target probabilities, as the logits")
+        return value
+    rows = tuple(size for a, size in enumerate(shape) if a not in reduced)
+    axis = reduced[0] if len(reduced) == 1 else reduced
+    same_shape(function, "labels", value, rows, f"logits {shape} without axis {axis}")
+    return wide_integer(value)
+
+
+def ignore_index(function: str, value: Any, labels: Array) -> int:
+    """Returns the label to ignore as an integer."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: ignore_index must be an integer, got {_described(value)}"
+        ) from None
+    if not is_discrete(labels):
+        raise ValueError(f"{function}: ignore_index must be None with target probabilities")
+    return index
+
+
+def number_or_none(
+    function: str, argument: str, value: Any, low: float, high: float
+) -> ArrayLike | None:
+    """As `number`; None stands for 0, with which nothing is computed."""
+    value = number(function, argument, value, low, high)
+    return None if isinstance(value, float) and value == 0 else value
+
+
+def _described(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__

@@ -1,0 +1,337 @@
+"""log_softmax, logsumexp and entropy, each with its rule."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from jaxsoft import _checks, _rows
+from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._softmax import jacobian_product, probabilities
+
+
+def log_softmax(
+    x: Float[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    temperature: Float[ArrayLike, "..."] = 1.0,
+    sink: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""The logarithm of softmax, a drop-in for `jax.nn.log_softmax`, exact to the last bits.
+
+        y_i = x_i / T - log(Σ_j exp(x_j / T) + exp(s))
+        ∂y_i/∂x_j = ([i = j] - p_j) / T
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; -inf where it is False.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        sink: s, an extra logit that takes mass but is not returned; as in `softmax`.
+
+    Returns:
+        Logarithms of the probabilities, with the shape and dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Numerics:
+        Every entry is within 6 + gap/2 eps, that of a class with probability near 1 included,
+        where `jax.nn.log_softmax` returns 0. An entry of -inf stays -inf and has no derivative.
+        A row that is masked or -inf throughout is -inf, with derivative 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoft
+        >>> x = jnp.array([20.0, 0.0])
+        >>> print(jaxsoft.log_softmax(x), jax.nn.log_softmax(x))
+        [-2.0611537e-09 -2.0000000e+01] [  0. -20.]
+
+    Source: Blanchard, Higham & Higham 2021.
+    """
+    x = _checks.floating("log_softmax", "x", x)
+    axes = _checks.axes("log_softmax", axis, x.ndim)
+    where = _checks.mask("log_softmax", where, x.shape)
+    scale = _checks.temperature("log_softmax", temperature, x.shape, axes)
+    sink = _checks.per_row("log_softmax", "sink", sink, x.shape, axes)
+    return _log_softmax(x, where, scale, sink, axes=axes) if x.size else x
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _log_softmax(
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    sink: Array | None,
+    *,
+    axes: tuple[int, ...],
+) -> Array:
+    shape, axis = x.shape, _rows.merged_axis(x.ndim, axes)
+    x = _rows.merge_axes(x, axes)
+    options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
+
+    def logarithms() -> Array:
+        z, z_sink, _ = _rows.prepare(x, axis, *options)
+        row = _rows.statistics(lax.stop_gradient(z), axis, sink=lax.stop_gradient(z_sink))
+        return log_probabilities(z, z_sink, row, axis).astype(x.dtype)
+
+    return _rows.unmerge_axes(_rows.keep_only(logarithms), axes, shape)
+
+
+# ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j. Where one p_k exceeds 1/2 its entry is (1 - p_k) ȳ_k - p_k Σ_{j≠k} ȳ_j,
+# with 1 - p_k = rest / Z. An entry of -inf is a constant: its cotangent counts for nothing.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: int) -> Array:
+    log_p = (z - jnp.expand_dims(row.top, axis)) - jnp.expand_dims(row.log_normalizer, axis)
+    return jnp.where(z == -jnp.inf, -jnp.inf, log_p)
+
+
+log_probabilities = jvp_from_vjp(_log_probabilities)
+
+
+def _log_probabilities_fwd(
+    z: Array, sink: Array | None, row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return log_probabilities(z, sink, row, axis), (z, sink, row)
+
+
+def _log_probabilities_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, sink, row = residuals
+    p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
+    y_bar = jnp.where(z == -jnp.inf, 0, cotangent)
+    total = jnp.sum(y_bar, axis)
+    others = jnp.sum(jnp.where(p > 0.5, 0, y_bar), axis)
+    sums = jnp.where(p > 0.5, jnp.expand_dims(others, axis), jnp.expand_dims(total, axis))
+    z_bar = y_bar * jnp.where(p > 0.5, complement(p, row, axis), 1) - p * sums
+    z_bar = jnp.where(z == -jnp.inf, 0, z_bar)
+    return z_bar, None if p_sink is None else -p_sink * total, None
+
+
+_log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
+
+
+def complement(p: Array, row: _rows.Row, axis: int) -> Array:
+    """1 - p with the value rest / Z for a class above 1/2 and the derivative of 1 - p."""
+    plain = 1 - p
+    exact = jnp.where(p > 0.5, jnp.expand_dims(row.rest / row.normalizer, axis), plain)
+    return plain + lax.stop_gradient(exact - plain)
+
+
+def logsumexp(
+    a: Float[ArrayLike, "..."],
+    axis: _checks.Axis = None,
+    b: Float[ArrayLike, "..."] | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""log Σ_j b_j exp(a_j), a drop-in for `jax.nn.logsumexp`.
+
+        out = m + log1p(Σ_{j≠k} exp(a_j - m)),  m = a_k the maximum          ∂out/∂a_j = p_j
+
+    Args:
+        a: exponents, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the sum, a tuple of axes, or None (the default) for all of them.
+        b: factors of any sign, broadcastable to `a`; entries where b is 0 do not count.
+        keepdims: whether the summed axes stay, with size 1.
+        return_sign: whether to return the sign of the sum as well. Without it a negative sum is
+            NaN.
+        where: boolean mask, broadcastable to `a`; entries where it is False do not count.
+
+    Returns:
+        The logarithm of the (absolute) sum, of the dtype of `a` and `b`; with `return_sign` also
+        its sign: 1, -1 or 0.
+
+    Raises:
+        TypeError: `a` or `b` is complex or not an array, `where` is not boolean.
+        ValueError: `axis` is out of range, `b` or `where` does not broadcast.
+
+    Numerics:
+        Within 3 eps of max(|out|, Σ_j p_j |a_j|). An empty sum, or one of -inf alone, is -inf
+        with derivative 0; a sum with +inf is +inf, its derivative NaN.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> print(jaxsoft.logsumexp(jnp.array([0.0, -20.0])))
+        2.0611537e-09
+
+    Source: Blanchard, Higham & Higham 2021.
+    """
+    a = _checks.floating("logsumexp", "a", a)
+    axes = _checks.axes("logsumexp", axis, a.ndim)
+    where = _checks.mask("logsumexp", where, a.shape)
+    if b is not None:
+        b = _checks.floating("logsumexp", "b", b)
+        dtype = jnp.result_type(a, b)
+        b = _checks.broadcast("logsumexp", "b", b.astype(dtype), a.shape, "the shape of a")
+        a = a.astype(dtype)
+    out, sign = _logsumexp(a, b, where, axes=axes, keepdims=bool(keepdims))
+    if return_sign:
+        return out, sign
+    return out if b is None else jnp.where(sign < 0, jnp.nan, out)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
+def _logsumexp(
+    a: Array, b: Array | None, where: Array | None, *, axes: tuple[int, ...], keepdims: bool
+) -> tuple[Array, Array]:
+    kept = tuple(1 if i in axes else size for i, size in enumerate(a.shape))
+    shape = kept if keepdims else tuple(s for i, s in enumerate(a.shape) if i not in axes)
+    axis = _rows.merged_axis(a.ndim, axes)
+    if not a.size:
+        return jnp.full(shape, -jnp.inf, a.dtype), jnp.zeros(shape, a.dtype)
+
+    def signed_logarithm() -> tuple[Array, Array]:
+        z, _, _ = _rows.prepare(_rows.merge_axes(a, axes), axis, _rows.merge_axes(where, axes))
+        constant = lax.stop_gradient(z)
+        if b is None:
+            row = _rows.statistics(constant, axis)
+            out = row.top + log_normalizer(z, row, axis)
+            return jnp.where(row.top == jnp.inf, jnp.inf, out), jnp.sign(row.normalizer)
+        factor = _rows.merge_axes(b, axes).astype(z.dtype)
+        top = _rows.maximum(jnp.where(factor == 0, -jnp.inf, constant), axis)
+        logarithm, sign = log_abs_sum(z, factor, top, axis)
+        return top + logarithm, sign
+
+    out, sign = _rows.keep_only(signed_logarithm)
+    return out.astype(a.dtype).reshape(shape), lax.stop_gradient(sign.astype(a.dtype)).reshape(shape)
+
+
+# ȳ ↦ z̄ = ȳ p, from the statistics of these very logits.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log_normalizer(z: Array, row: _rows.Row, axis: int) -> Array:
+    return row.log_normalizer
+
+
+log_normalizer = jvp_from_vjp(_log_normalizer)
+
+
+def _log_normalizer_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+    return log_normalizer(z, row, axis), (z, row)
+
+
+def _log_normalizer_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
+    return jnp.expand_dims(cotangent, axis) * p, None
+
+
+_log_normalizer.defvjp(_log_normalizer_fwd, _log_normalizer_bwd)
+
+
+# S = Σ b_j exp(z_j - m) has d log|S| = Σ w_j (b_j dz_j + db_j) with w_j = exp(z_j - m) / S.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _log_abs_sum(z: Array, b: Array, top: Array, axis: int) -> tuple[Array, Array]:
+    return _rows.log_abs_sum(z, b, top, axis)
+
+
+log_abs_sum = jvp_from_vjp(_log_abs_sum)
+
+
+def _log_abs_sum_fwd(z: Array, b: Array, top: Array, axis: int) -> tuple[Any, Any]:
+    out = log_abs_sum(z, b, top, axis)
+    return out, (z, b, top, *out)
+
+
+def _log_abs_sum_bwd(axis: int, residuals: Any, cotangents: Any) -> Any:
+    z, b, top, logarithm, sign = residuals
+    weights = _rows.signed_weights(z, top, logarithm, lax.stop_gradient(sign), axis)
+    b_bar = jnp.expand_dims(cotangents[0], axis) * weights
+    return jnp.where(b == 0, 0, b * b_bar), b_bar, None
+
+
+_log_abs_sum.defvjp(_log_abs_sum_fwd, _log_abs_sum_bwd)
+
+
+def entropy(
+    x: Float[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    temperature: Float[ArrayLike, "..."] = 1.0,
+) -> Float[Array, "..."]:
+    r"""The entropy of softmax(x), in nats, from the logits.
+
+        H = -Σ_j p_j log p_j = log1p(Σ_{j≠k} exp(z_j - m)) + Σ_j p_j (m - z_j),  z = x / T
+        ∂H/∂x = -J (z - m) / T
+
+    Both terms of H are non-negative: nothing cancels, and the entropy of a confident row keeps
+    its last bits.
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+
+    Returns:
+        The entropy in nats, with the shape of `x` without the axis and its dtype.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Numerics:
+        A row that is masked or -inf throughout has entropy 0 and derivative 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> print(jaxsoft.entropy(jnp.zeros(4)), jaxsoft.entropy(jnp.array([40.0, 0.0])))
+        1.3862944 1.7418268e-16
+    """
+    x = _checks.floating("entropy", "x", x)
+    axes = _checks.axes("entropy", axis, x.ndim)
+    where = _checks.mask("entropy", where, x.shape)
+    scale = _checks.temperature("entropy", temperature, x.shape, axes)
+    return _entropy(x, where, scale, axes=axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _entropy(
+    x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
+) -> Array:
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
+    axis = _rows.merged_axis(x.ndim, axes)
+    if not x.size:
+        return jnp.zeros(shape, x.dtype)
+
+    def entropies() -> Array:
+        inputs = [_rows.merge_axes(a, axes) for a in (where, temperature)]
+        z, _, _ = _rows.prepare(_rows.merge_axes(x, axes), axis, *inputs)
+        return row_entropy(z, _rows.statistics(lax.stop_gradient(z), axis), axis)
+
+    return _rows.keep_only(entropies).astype(x.dtype).reshape(shape)
+
+
+# ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
+# entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _row_entropy(z: Array, row: _rows.Row, axis: int) -> Array:
+    p = _rows.probabilities(z, row.top, row.normalizer, axis)
+    spread = jnp.sum(p * _gaps(z, row, axis), axis)
+    return jnp.where(row.rest == -1, 0, row.log_normalizer) + spread
+
+
+row_entropy = jvp_from_vjp(_row_entropy)
+
+
+def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+    return row_entropy(z, row, axis), (z, row)
+
+
+def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
+    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, 1 / row.normalizer > 0.5)
+    return jnp.expand_dims(cotangent, axis) * slope, None
+
+
+_row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
+
+
+def _gaps(z: Array, row: _rows.Row, axis: int) -> Array:
+    """m - z, the distance to the maximum; 0 for an entry of -inf, which has no weight."""
+    top = jnp.expand_dims(row.top, axis)
+    return top - jnp.where(z == -jnp.inf, top, z)

@@ -1,0 +1,388 @@
+"""cross_entropy and kl_divergence, each with its rule."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
+
+from jaxsoft import _checks, _rows
+from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
+from jaxsoft._softmax import jacobian_product, probabilities
+
+
+def cross_entropy(
+    logits: Float[ArrayLike, "..."],
+    labels: Num[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    label_smoothing: float | Float[ArrayLike, ""] = 0.0,
+    z_loss: float | Float[ArrayLike, ""] = 0.0,
+    ignore_index: int | None = None,
+    class_weights: Float[ArrayLike, " n"] | None = None,
+    temperature: Float[ArrayLike, "..."] = 1.0,
+    softcap: float | Float[ArrayLike, ""] | None = None,
+) -> Float[Array, "..."]:
+    r"""Cross-entropy between softmax(logits) and labels, from the logits, for each example.
+
+        loss = Σ_j q_j (log Z + m - z_j) + ζ (log Z + m)²          Z = Σ_j exp(z_j - m)
+        z = c tanh(logits / c) / T
+        q_j = w_j ((1 - α) y_j + α / n)
+        ∂loss/∂z = p - y   (ζ = α = 0, w = 1), with 1 - p_y summed from the other classes
+
+    A confident example keeps its loss and its gradient where subtraction makes both exactly 0.
+    Reverse mode keeps the arguments and two numbers for each example.
+
+    Args:
+        logits: shape [..., n, ...]. Integers and booleans become the default float.
+        labels: class ids, an integer array of the shape of `logits` without the axis; or target
+            probabilities y, a floating array of the shape of `logits`, whose rows need not sum
+            to 1. Differentiable in the latter.
+        axis: the axis of the classes; with several axes, ids count through them in order.
+        where: boolean mask of classes, broadcastable to `logits`; classes where it is False have
+            probability 0.
+        label_smoothing: α in [0, 1]; n counts the classes that are not masked.
+        z_loss: ζ ≥ 0, the weight of the squared logarithm of the partition function.
+        ignore_index: examples with this label have loss 0 and gradient 0. Only for class ids.
+        class_weights: w, shape [n].
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        softcap: c > 0; the logits are replaced by c tanh(logits / c), before any mask.
+
+    Returns:
+        The loss in nats, with the shape of `logits` without the axis, float32 or wider.
+
+    Raises:
+        TypeError: an argument is complex or not an array, `ignore_index` is no integer.
+        ValueError: labels or options of the wrong shape or out of their range.
+
+    Numerics:
+        The loss is within 6 + gap/2 eps of its value, the gradient within 8 + gap/2 in every
+        entry. A label outside [0, n) that is not ignored gives NaN, loss and gradient; it never
+        wraps. A label on a class of probability 0 gives infinity. A target of 0 on a logit of
+        -inf contributes 0. An entry of -inf has derivative 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoft
+        >>> logits = jnp.array([20.0, 0.0, 0.0])
+        >>> print(jaxsoft.cross_entropy(logits, 0))
+        4.1223073e-09
+        >>> print(jax.grad(jaxsoft.cross_entropy)(logits, 0))
+        [-4.1223073e-09  2.0611537e-09  2.0611537e-09]
+
+    Source: Prieto et al. 2025, arXiv 2501.04697, for what happens in training without it.
+    """
+    name = "cross_entropy"
+    logits = _checks.floating(name, "logits", logits)
+    axes = _checks.axes(name, axis, logits.ndim)
+    labels = _checks.labels(name, labels, logits.shape, axes)
+    where = _checks.mask(name, where, logits.shape)
+    n = math.prod(logits.shape[a] for a in axes)
+    if class_weights is not None:
+        class_weights = _checks.floating(name, "class_weights", class_weights)
+        _checks.same_shape(name, "class_weights", class_weights, (n,), "one weight per class")
+    if ignore_index is not None:
+        ignore_index = _checks.ignore_index(name, ignore_index, labels)
+    if softcap is not None:
+        softcap = _checks.number(name, "softcap", softcap, 0, math.inf, open_low=True)
+    return _cross_entropy(
+        logits,
+        labels,
+        where,
+        _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
+        _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        class_weights,
+        _checks.temperature(name, temperature, logits.shape, axes),
+        softcap,
+        axes=axes,
+        ignore_index=ignore_index,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "ignore_index"))
+def _cross_entropy(
+    logits: Array,
+    labels: Array,
+    where: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
+    class_weights: Array | None,
+    temperature: Array | None,
+    softcap: Array | None,
+    *,
+    axes: tuple[int, ...],
+    ignore_index: int | None,
+) -> Array:
+    shape = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
+    axis, dtype = _rows.merged_axis(logits.ndim, axes), _rows.compute_dtype(logits.dtype)
+    if not logits.size:
+        return jnp.full(shape, jnp.nan if math.prod(shape) else 0, dtype)
+    ids = _checks.is_discrete(labels)
+    if not ids:
+        labels = _rows.merge_axes(labels, axes)
+    ignored = None if ignore_index is None else labels == ignore_index
+
+    def prepared_loss() -> Array:
+        x, mask = _rows.merge_axes(logits, axes), _rows.merge_axes(where, axes)
+        if ignored is not None:
+            x = jnp.where(jnp.expand_dims(ignored, axis), 0, x)  # a cotangent of 0 does not silence a NaN
+        if softcap is not None:
+            x = _rows.cap(x if mask is None else jnp.where(mask, x, 0), softcap)
+        z, _, shift = _rows.prepare(x, axis, mask, _rows.merge_axes(temperature, axes))
+        weights = None
+        if class_weights is not None:
+            weights = jnp.expand_dims(
+                class_weights.astype(dtype), [a for a in range(z.ndim) if a != axis]
+            )
+        uniform = None
+        if label_smoothing is not None:
+            alpha = jnp.asarray(label_smoothing, dtype)
+            alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
+            uniform = _uniform(alpha, mask, z.shape, axis)
+        constant = lax.stop_gradient(z)
+        if ids:
+            valid = (labels >= 0) & (labels < z.shape[axis])
+            index = jnp.where(valid, labels, 0)
+            row = _rows.statistics(constant, axis, index)
+            if ignored is not None:
+                valid |= ignored
+            # A NaN in the statistics makes the loss and every derivative of its row NaN.
+            row = row._replace(top=jnp.where(valid, row.top, jnp.nan))
+            loss = negative_log_likelihood(z, index, row, axis)
+            if uniform is not None:
+                loss *= 1 - alpha
+            if weights is not None:
+                weight = _rows.take(jnp.broadcast_to(weights, z.shape), index, axis)
+                # A class of weight 0 and probability 0 has loss 0, not 0 · inf.
+                loss = weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
+            target = uniform
+        else:
+            row = _rows.statistics(constant, axis)
+            loss = jnp.zeros_like(row.top)
+            target = labels.astype(dtype)
+            if uniform is not None:
+                target = (1 - alpha) * target + uniform
+        if target is not None:
+            target = target if weights is None else weights * target
+            loss += expected_loss(z, jnp.broadcast_to(target, z.shape), row, axis)
+        if z_loss is not None:
+            log_partition = row.top + log_normalizer(z, row, axis)
+            if shift is not None:
+                log_partition += shift
+            loss += jnp.asarray(z_loss, dtype) * log_partition**2
+        return loss
+
+    loss = _rows.keep_only(prepared_loss)
+    if ignored is not None:
+        loss = jnp.where(ignored, 0, loss)
+    return loss.reshape(shape)
+
+
+def _uniform(alpha: Array, mask: Array | None, shape: tuple[int, ...], axis: int) -> Array:
+    if mask is None:
+        return jnp.broadcast_to(alpha / shape[axis], shape)
+    count = jnp.sum(mask, axis, keepdims=True, dtype=alpha.dtype)
+    return jnp.where(mask, alpha / jnp.maximum(count, 1), 0)
+
+
+# loss = (m - z_y) + log Z, both terms non-negative; z̄ = loss-bar · (p - e_y).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _negative_log_likelihood(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
+    return (row.top - _rows.take(z, labels, axis)) + row.log_normalizer
+
+
+negative_log_likelihood = jvp_from_vjp(_negative_log_likelihood)
+
+
+def _negative_log_likelihood_fwd(
+    z: Array, labels: Array, row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return negative_log_likelihood(z, labels, row, axis), (z, labels, row)
+
+
+def _negative_log_likelihood_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, labels, row = residuals
+    return jnp.expand_dims(cotangent, axis) * hard_residual(z, labels, row, axis), None, None
+
+
+_negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_likelihood_bwd)
+
+
+# p - e_y, with expm1(-loss) = -(1 - p_y) at the label; its derivative is J, as that of p. The label's
+# exponential is left out as it is in the statistics, so that XLA shares one array between the two.
+# An entry of -inf is a constant, also at the label.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
+    others = _rows.other_exponentials(z, row.top, labels, axis)
+    others /= jnp.expand_dims(_rows.at_least_one(row.normalizer), axis)
+    z_label = _rows.take(z, labels, axis)
+    loss = (row.top - z_label) + row.log_normalizer
+    at_label = jnp.where(z_label == -jnp.inf, 0, -_rows.complement(loss))
+    here = _rows.one_hot(labels, z.shape, axis)
+    return jnp.where(here, jnp.expand_dims(at_label, axis), others)
+
+
+hard_residual = jvp_from_vjp(_hard_residual)
+
+
+def _hard_residual_fwd(
+    z: Array, labels: Array, row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return hard_residual(z, labels, row, axis), (z, row)
+
+
+def _hard_residual_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
+    z_bar, _ = jacobian_product(p, cotangent, axis, 1 / row.normalizer > 0.5)
+    return z_bar, None, None
+
+
+_hard_residual.defvjp(_hard_residual_fwd, _hard_residual_bwd)
+
+
+# loss = Σ_j q_j ((m - z_j) + log Z), every term non-negative; with Q = Σ_j q_j,
+# z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. To keep the former exact for a
+# confident row it is put together as p_j (Σ_{i≠j} q_i) - q_j (1 - p_j), both from sums of others.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _expected_loss(z: Array, target: Array, row: _rows.Row, axis: int) -> Array:
+    losses = (jnp.expand_dims(row.top, axis) - z) + jnp.expand_dims(row.log_normalizer, axis)
+    return jnp.sum(jnp.where(target == 0, 0, target * losses), axis)
+
+
+expected_loss = jvp_from_vjp(_expected_loss)
+
+
+def _expected_loss_fwd(
+    z: Array, target: Array, row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return expected_loss(z, target, row, axis), (z, target, row)
+
+
+def _expected_loss_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, target, row = residuals
+    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
+    absent = (z == -jnp.inf) & (target == 0)
+    target = jnp.where(absent, 0, target)  # a constant: it contributes 0
+    total = jnp.sum(target, axis, keepdims=True)
+    large = 2 * target > total
+    small_total = jnp.sum(jnp.where(large, 0, target), axis, keepdims=True)
+    others = jnp.where(large, small_total, total - target)
+    cotangent = jnp.expand_dims(cotangent, axis)
+    z_bar = cotangent * (p * others - target * complement(p, row, axis))
+    log_p = log_probabilities(z, None, row, axis)
+    target_bar = -cotangent * jnp.where(absent, 0, log_p)
+    return jnp.where(z == -jnp.inf, 0, z_bar), target_bar, None
+
+
+_expected_loss.defvjp(_expected_loss_fwd, _expected_loss_bwd)
+
+
+def kl_divergence(
+    x: Float[ArrayLike, "..."],
+    y: Float[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""The Kullback-Leibler divergence of softmax(x) from softmax(y), from the logits.
+
+        KL = Σ_j p_j (log p_j - log q_j) = Σ_j p_j (exp(d_j) - 1 - d_j),  d = log q - log p
+        ∂KL/∂x = J_p (x - y)          ∂KL/∂y = q - p
+
+    No term of the second sum is negative: of two distributions that nearly agree the divergence
+    keeps its leading digits, where the first sum leaves rounding errors of either sign.
+
+    Args:
+        x: logits of p, shape [..., n, ...].
+        y: logits of q, of the same shape.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+
+    Returns:
+        The divergence in nats, with the shape of `x` without the axis, of the dtype of `x` and
+        `y`.
+
+    Raises:
+        TypeError: `x` or `y` is complex or not an array, `where` is not boolean.
+        ValueError: the shapes of `x` and `y` differ, `axis` is out of range.
+
+    Numerics:
+        Classes with q_j = 0 < p_j give infinity, with derivative NaN; classes with p_j = 0
+        contribute 0. A row that is masked throughout has divergence 0 and derivative 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> print(jaxsoft.kl_divergence(jnp.array([0.0, 0.0]), jnp.array([0.0, 1e-4])))
+        1.25e-09
+    """
+    x = _checks.floating("kl_divergence", "x", x)
+    y = _checks.floating("kl_divergence", "y", y)
+    _checks.same_shape("kl_divergence", "y", y, x.shape, "the shape of x")
+    axes = _checks.axes("kl_divergence", axis, x.ndim)
+    where = _checks.mask("kl_divergence", where, x.shape)
+    return _kl_divergence(x, y, where, axes=axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _kl_divergence(x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
+    axis, dtype = _rows.merged_axis(x.ndim, axes), jnp.result_type(x, y)
+    if not x.size:
+        return jnp.zeros(shape, dtype)
+
+    def loss() -> Array:
+        mask = _rows.merge_axes(where, axes)
+        z, _, _ = _rows.prepare(_rows.merge_axes(x.astype(dtype), axes), axis, mask)
+        w, _, _ = _rows.prepare(_rows.merge_axes(y.astype(dtype), axes), axis, mask)
+        z_row = _rows.statistics(lax.stop_gradient(z), axis)
+        w_row = _rows.statistics(lax.stop_gradient(w), axis)
+        return divergence(z, w, z_row, w_row, axis)
+
+    return _rows.keep_only(loss).astype(dtype).reshape(shape)
+
+
+# z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _divergence(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+    p = _rows.probabilities(z, z_row.top, z_row.normalizer, axis)
+    q = _rows.probabilities(w, w_row.top, w_row.normalizer, axis)
+    terms = _rows.divergence_terms(p, q, _log_ratio(z, w, z_row, w_row, axis))
+    return jnp.sum(terms, axis)
+
+
+divergence = jvp_from_vjp(_divergence)
+
+
+def _divergence_fwd(
+    z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return divergence(z, w, z_row, w_row, axis), (z, w, z_row, w_row)
+
+
+def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, w, z_row, w_row = residuals
+    p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
+    q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
+    ratio = _log_ratio(z, w, z_row, w_row, axis)
+    z_bar, _ = jacobian_product(p, -ratio, axis, 1 / z_row.normalizer > 0.5)
+    plain = q - p
+    exact = _rows.difference(p, q, lax.stop_gradient(ratio))
+    w_bar = plain + lax.stop_gradient(exact - plain)
+    cotangent = jnp.expand_dims(cotangent, axis)
+    return cotangent * z_bar, cotangent * w_bar, None, None
+
+
+_divergence.defvjp(_divergence_fwd, _divergence_bwd)
+
+
+def _log_ratio(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+    """log q - log p, exact to the rounding of w - z up to one constant; 0 where p = 0."""
+    absent = z == -jnp.inf
+    difference = jnp.where(absent, 0, w) - jnp.where(absent, 0, z)
+    centred = difference - jnp.expand_dims(w_row.top - z_row.top, axis)
+    logarithms = w_row.log_normalizer - z_row.log_normalizer
+    return jnp.where(absent, 0, centred - jnp.expand_dims(logarithms, axis))

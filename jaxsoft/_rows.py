@@ -1,0 +1,357 @@
+"""Statistics of one row of logits. The only module that takes an exponential or a logarithm.
+
+A row is the logits along one axis, in float32 or wider. What belongs to a row has the shape without
+that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU. Apart from `prepare` and what it calls, everything here is plain arithmetic without a rule of
+differentiation: callers hand in `jax.lax.stop_gradient` of their logits and state the derivative.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int
+
+from jaxsoft._autodiff import jvp_from_vjp
+
+_KEPT = "jaxsoft kept"
+_SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
+
+
+def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """float32 for the 16-bit types and below, else the type itself."""
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+# ----------------------------------------------------------------------------------- one axis
+# Every function works along one axis, where it lies, for moving an axis costs a copy. Several axes
+# are moved behind the others and merged into one.
+
+
+def merge_axes(x: Array | None, axes: tuple[int, ...]) -> Array | None:
+    """Returns `x` with several axes as one, the last; with one axis, or None, as it is."""
+    if x is None or len(axes) == 1:
+        return x
+    kept = [a for a in range(x.ndim) if a not in axes]
+    merged = math.prod(x.shape[a] for a in axes)
+    return x.transpose(*kept, *axes).reshape(*(x.shape[a] for a in kept), merged)
+
+
+def merged_axis(ndim: int, axes: tuple[int, ...]) -> int:
+    """The number of the axis that `merge_axes` leaves."""
+    return axes[0] if len(axes) == 1 else ndim - len(axes)
+
+
+def unmerge_axes(x: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """Undoes `merge_axes` for an array that had `shape`."""
+    if len(axes) == 1:
+        return x
+    order = [a for a in range(len(shape)) if a not in axes] + list(axes)
+    inverse = [order.index(a) for a in range(len(shape))]
+    return x.reshape([shape[a] for a in order]).transpose(inverse)
+
+
+# --------------------------------------------------------------------------------- preparation
+
+
+def prepare(
+    x: Float[Array, "..."],
+    axis: int,
+    where: Bool[Array, "..."] | None = None,
+    temperature: Float[Array, "..."] | None = None,
+    sink: Float[Array, "..."] | None = None,
+) -> tuple[Float[Array, "..."], Float[Array, "..."] | None, Float[Array, "..."] | None]:
+    """Widens, masks and scales logits: differentiable in x, the temperature and the sink.
+
+    With a temperature T the logits are centred before they are divided, z = (x - m) / T, so that
+    no overflow and no rounding of x / T comes between a row and its maximum. The derivative takes
+    m for a constant: what is shift-invariant does not see it, and the rest adds the shift m / T.
+
+    Args:
+        x: logits.
+        axis: the axis of the classes.
+        where: mask of the shape of x.
+        temperature: with the axis of size 1.
+        sink: with the axis of size 1.
+
+    Returns:
+        The logits z; the sink moved by the same shift, and the shift (None without temperature),
+        both without the axis.
+    """
+    dtype = compute_dtype(x.dtype)
+    z = x.astype(dtype)
+    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
+    if where is not None:
+        z = jnp.where(where, z, -jnp.inf)
+    if temperature is None:
+        return z, sink, None
+    temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
+    top = jnp.expand_dims(maximum(lax.stop_gradient(z), axis), axis)
+    shift = (top / temperature).squeeze(axis)
+    absent = z == -jnp.inf
+    z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, top, z), top, temperature))
+    return z, None if sink is None else sink - shift, shift
+
+
+# z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
+# zero cotangent stays zero. Halved, the difference of two numbers of any size is finite.
+@jax.custom_vjp
+def _scaled_rule(x: Array, top: Array, temperature: Array) -> Array:
+    z = (0.5 * x - 0.5 * top) / (0.5 * temperature)
+    return jnp.maximum(z, jnp.finfo(z.dtype).min)
+
+
+_scaled = jvp_from_vjp(_scaled_rule)
+
+
+def _scaled_fwd(x: Array, top: Array, temperature: Array) -> tuple[Array, tuple[Array, Array]]:
+    z = _scaled(x, top, temperature)
+    return z, (z, temperature)
+
+
+def _scaled_bwd(
+    residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, None, Array]:
+    z, temperature = residuals
+    x_bar = cotangent / temperature
+    axes = [a for a in range(z.ndim) if temperature.shape[a] == 1]
+    return x_bar, None, -jnp.sum(x_bar * z, axes, keepdims=True)
+
+
+_scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
+
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+class Row(NamedTuple):
+    """Statistics of rows of logits z, from which every function of the package is built.
+
+    Attributes:
+        top: the maximum m, or the lowest finite number for a row of -inf alone.
+        rest: Z - 1 with Z = Σ exp(z - m): the sum of the exponentials without the one of the
+            maximum, which is 1. It keeps its relative accuracy where Z rounds to 1. In a row of
+            -inf alone it is -1.
+    """
+
+    top: Float[Array, "..."]
+    rest: Float[Array, "..."]
+
+    @property
+    def normalizer(self) -> Float[Array, "..."]:
+        """Z = Σ exp(z - m)."""
+        return 1 + self.rest
+
+    @property
+    def log_normalizer(self) -> Float[Array, "..."]:
+        """log Z, to its last bits where Z rounds to 1; -inf for a row of -inf alone."""
+        return jnp.log1p(self.rest)
+
+
+def statistics(
+    z: Float[Array, "..."],
+    axis: int,
+    index: Int[Array, "..."] | None = None,
+    sink: Float[Array, "..."] | None = None,
+) -> Row:
+    """Computes the statistics of each row of logits.
+
+    Args:
+        z: logits.
+        axis: the axis of a row.
+        index: the entry that is kept out of the sum. Default: the maximum. With another entry
+            `rest` is exact to the rounding of Z.
+        sink: an extra logit for each row.
+    """
+    top = maximum(z, axis, sink)
+    if index is None:
+        index = jnp.argmax(z, axis)
+    apart = take(z, index, axis)
+    rest = _sum_without(z, top, index, axis)
+    # Without the barrier XLA copies the sum into each use that the functions of the row make of it.
+    top, apart, rest = lax.optimization_barrier((top, apart, rest))
+    if sink is not None:
+        # The larger of the two takes the place of the entry kept out.
+        rest += jnp.exp(jnp.minimum(apart, sink) - top)
+        apart = jnp.maximum(apart, sink)
+    # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For any
+    # other its rounding is that of Z.
+    rest += jnp.exp(apart - top) - 1
+    return kept(Row(top, rest))
+
+
+def kept(x: Any) -> Any:
+    """Marks arrays that `keep_only` keeps for the backward pass."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, _KEPT), x)
+
+
+def keep_only(fun: Callable[[], Any]) -> Any:
+    """Calls `fun` so that reverse mode keeps what is marked, and what `fun` closes over.
+
+    What `prepare` makes of the logits is an array of their size: it is made again instead.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
+    return jax.checkpoint(fun, policy=policy, prevent_cse=False)()
+
+
+def maximum(
+    z: Float[Array, "..."], axis: int, sink: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """The maximum of each row and its sink; the lowest finite number for a row of -inf alone."""
+    top = jnp.max(z, axis)
+    if sink is not None:
+        top = jnp.maximum(top, sink)
+    return jnp.maximum(top, jnp.finfo(top.dtype).min)
+
+
+def normalizer(
+    z: Float[Array, "..."],
+    top: Float[Array, "..."],
+    axis: int,
+    sink: Float[Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    """Z = Σ exp(z - m), for where the accuracy of Z - 1 does not matter."""
+    total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
+    return total if sink is None else total + jnp.exp(sink - top)
+
+
+def probabilities(
+    z: Float[Array, "..."], top: Float[Array, "..."], total: Float[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """exp(z - m) / Z; 0 in a row of -inf alone. exp(z - log Z) would round the offset in."""
+    divisor = jnp.expand_dims(at_least_one(total), axis)
+    return jnp.exp(z - jnp.expand_dims(top, axis)) / divisor
+
+
+def sink_probability(
+    sink: Float[Array, "..."], top: Float[Array, "..."], total: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """exp(s - m) / Z."""
+    return jnp.exp(sink - top) / at_least_one(total)
+
+
+def at_least_one(total: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Z as a divisor: it holds exp(0), so it is at least 1, but for a row of -inf alone, 0."""
+    # By maximum rather than by selection, as in `maximum`: XLA then makes one kernel of softmax.
+    return jnp.maximum(total, 1)
+
+
+def other_exponentials(
+    z: Float[Array, "..."], top: Float[Array, "..."], index: Int[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """exp(z - m) with 0 at one entry of each row."""
+    exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+    return jnp.where(one_hot(index, z.shape, axis), 0, exponentials)
+
+
+def _sum_without(
+    z: Float[Array, "..."], top: Float[Array, "..."], index: Int[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """Σ exp(z_j - m) over all j but one: a sum of its own, for a difference would cancel."""
+    chunks = _chunk_count(z.shape[axis])
+    if chunks == 1:
+        return jnp.sum(other_exponentials(z, top, index, axis), axis)
+    # XLA fuses a plain exponential into its sum on the CPU, a selected one it writes to memory
+    # first: 3 to 4 times slower on arrays beyond the cache. So only the chunk of the entry left
+    # out, one in `chunks`, is summed by selection.
+    size = z.shape[axis] // chunks
+    chunk, place = index // size, index % size
+    z = _chunked(z, axis, chunks)
+    sums = jnp.sum(jnp.exp(z - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
+    sums = jnp.where(one_hot(chunk, sums.shape, axis), 0, sums)
+    index = jnp.expand_dims(chunk, (axis, axis + 1))
+    own = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
+    return jnp.sum(sums, axis) + jnp.sum(other_exponentials(own, top, place, axis), axis)
+
+
+def log_abs_sum(
+    z: Float[Array, "..."], b: Float[Array, "..."], top: Float[Array, "..."], axis: int
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """log|S| and the sign of S = Σ b_j exp(z_j - m), m the maximum where b is not 0."""
+    counts = b != 0
+    z = jnp.where(counts, z, -jnp.inf)
+    terms = jnp.where(counts, b * jnp.exp(z - jnp.expand_dims(top, axis)), 0)
+    index = jnp.argmax(z, axis)
+    apart = take(terms, index, axis)
+    others = jnp.sum(jnp.where(one_hot(index, z.shape, axis), 0, terms), axis)
+    total = apart + others
+    # As in a Row, S - 1 is put together without adding 1; b_k - 1 is exact for b_k near 1.
+    positive = jnp.log1p(jnp.where(total > 0, (apart - 1) + others, 0))
+    negative = jnp.log(jnp.where(total > 0, 1, -total))
+    return jnp.where(total > 0, positive, negative), jnp.sign(total)
+
+
+def signed_weights(
+    z: Float[Array, "..."],
+    top: Float[Array, "..."],
+    logarithm: Float[Array, "..."],
+    sign: Float[Array, "..."],
+    axis: int,
+) -> Float[Array, "..."]:
+    """exp(z - m) / S from log|S| and the sign of S; 0 where S is 0."""
+    finite = jnp.where(logarithm == -jnp.inf, 0, logarithm)
+    top, finite, sign = (jnp.expand_dims(a, axis) for a in (top, finite, sign))
+    return sign * jnp.exp((z - top) - finite)
+
+
+def take(
+    z: Float[Array, "..."], index: Int[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """One entry of each row."""
+    index = jnp.expand_dims(index, axis)
+    return jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
+
+
+def one_hot(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
+    """Where the position along the axis is the index."""
+    return lax.broadcasted_iota(index.dtype, shape, axis) == jnp.expand_dims(index, axis)
+
+
+def complement(loss: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 - exp(-loss), the mass of all other classes, without the subtraction."""
+    return -jnp.expm1(-loss)
+
+
+def divergence_terms(
+    p: Float[Array, "..."], q: Float[Array, "..."], log_ratio: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """p (exp(d) - 1 - d) for d = log q - log p: none is negative, and none cancels."""
+    near = jnp.abs(log_ratio) < 0.5
+    d = jnp.where(near, log_ratio, 0)
+    series = jnp.zeros_like(d)
+    for k in range(_SERIES_TERMS + 1, 1, -1):
+        series = series * d + 1 / math.factorial(k)
+    far = (q - p) - jnp.where(p == 0, 0, p * log_ratio)
+    return jnp.where(near, p * (d * d * series), far)
+
+
+def difference(
+    p: Float[Array, "..."], q: Float[Array, "..."], log_ratio: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """q - p from the logarithm of their ratio, to its last bits where both round to 1."""
+    d = -jnp.abs(log_ratio)
+    return jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
+
+
+def cap(x: Float[Array, "..."], softcap: Float[ArrayLike, ""]) -> Float[Array, "..."]:
+    """c tanh(x / c), in the compute type."""
+    dtype = compute_dtype(x.dtype)
+    c = jnp.asarray(softcap, dtype)
+    c = jnp.where(c > 0, c, jnp.nan)
+    return c * jnp.tanh(x.astype(dtype) / c)
+
+
+def _chunked(z: Array, axis: int, chunks: int) -> Array:
+    return z.reshape(*z.shape[:axis], chunks, z.shape[axis] // chunks, *z.shape[axis + 1 :])
+
+
+@functools.cache
+def _chunk_count(n: int) -> int:
+    """Into how many equal chunks a row of n is summed: near 128 if n is large and divisible."""
+    divisors = [k for k in range(8, 1025) if n % k == 0] if n > 4096 else []
+    return min(divisors, key=lambda k: max(k / 128, 128 / k), default=1)

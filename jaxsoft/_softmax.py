@@ -1,0 +1,328 @@
+"""softmax, its rule, and the products with its Jacobian."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int
+
+from jaxsoft import _checks, _rows
+from jaxsoft._autodiff import jvp_from_vjp
+
+
+def softmax(
+    x: Float[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    temperature: Float[ArrayLike, "..."] = 1.0,
+    sink: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""Softmax, a drop-in for `jax.nn.softmax` whose derivative is exact to the last bits.
+
+        p_i = exp(x_i / T) / (Σ_j exp(x_j / T) + exp(s))
+        ∂p_i/∂x_i = p_i (1 - p_i) / T          ∂p_i/∂x_j = -p_i p_j / T
+
+    Differentiable in every mode and to any order. Reverse mode keeps p and nothing else of its
+    size.
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False have probability 0,
+            and whatever `x` holds there, NaN included, has no influence.
+        temperature: T > 0, a number or one value per row (broadcastable to `x` with the reduced
+            axes of size 1). Differentiable.
+        sink: s, an extra logit that takes mass but is not returned, shaped like the temperature,
+            which does not divide it. `sink=0` is softmax-off-by-one. Differentiable.
+
+    Returns:
+        Probabilities, with the shape and dtype of `x`.
+
+    Raises:
+        TypeError: `x` is complex or not an array, `where` is not boolean, `axis` is no integer.
+        ValueError: `axis` is out of range, an option does not broadcast, a temperature given as
+            a number is not positive (given as an array, its rows are NaN).
+
+    Numerics:
+        A row that is masked or -inf throughout is 0, with derivative 0. A row with NaN or +inf is
+        NaN; other rows are untouched. 16-bit types are computed in float32 and rounded once.
+        Every entry is within 6 + gap/2 eps, the gap being the distance to the maximum.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoft
+        >>> x = jnp.array([20.0, 0.0, 0.0])
+        >>> print(jax.grad(lambda x: jaxsoft.softmax(x)[0])(x))  # 2 exp(-20), -exp(-20), twice
+        [ 4.1223073e-09 -2.0611537e-09 -2.0611537e-09]
+        >>> print(jax.grad(lambda x: jax.nn.softmax(x)[0])(x))
+        [ 0.0000000e+00 -2.0611537e-09 -2.0611537e-09]
+
+    Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax
+    functions".
+    """
+    x = _checks.floating("softmax", "x", x)
+    axes = _checks.axes("softmax", axis, x.ndim)
+    where = _checks.mask("softmax", where, x.shape)
+    scale = _checks.temperature("softmax", temperature, x.shape, axes)
+    sink = _checks.per_row("softmax", "sink", sink, x.shape, axes)
+    return _softmax(x, where, scale, sink, axes=axes) if x.size else x
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _softmax(
+    x: Array, where: Array | None, temperature: Array | None, sink: Array | None, *, axes: Any
+) -> Array:
+    shape, axis = x.shape, _rows.merged_axis(x.ndim, axes)
+    options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
+
+    def prepared() -> Array:
+        z, z_sink, _ = _rows.prepare(_rows.merge_axes(x, axes), axis, *options)
+        constant, constant_sink = lax.stop_gradient((z, z_sink))
+        top = _rows.maximum(constant, axis, constant_sink)
+        total = _rows.normalizer(constant, top, axis, constant_sink)
+        return probabilities(z, z_sink, top, total, axis, x.dtype)[0]
+
+    return _rows.unmerge_axes(_rows.keep_only(prepared), axes, shape)
+
+
+# The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the
+# derivative is the total one, with respect to z alone: z̄ = J p̄ (J is symmetric), and the sink is
+# one more class whose logit is an argument of its own. Whatever needs p again in a backward pass
+# calls this with the statistics it has kept, and stays analytic at every order.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _probabilities(
+    z: Array, sink: Array | None, top: Array, total: Array, axis: int, dtype: DTypeLike
+) -> tuple[Array, Array | None]:
+    p = _rows.probabilities(z, top, total, axis).astype(dtype)
+    if sink is None:
+        return p, None
+    return p, _rows.sink_probability(sink, top, total).astype(dtype)
+
+
+probabilities = jvp_from_vjp(_probabilities)
+
+
+def _probabilities_fwd(
+    z: Array, sink: Array | None, top: Array, total: Array, axis: int, dtype: DTypeLike
+) -> tuple[Any, Any]:
+    p, p_sink = probabilities(z, sink, top, total, axis, dtype)
+    # The largest probability is 1 / Z, rounded just as p itself is.
+    dominated = (1 / total).astype(dtype) > 0.5
+    p, p_sink, dominated = _rows.kept((p, p_sink, dominated))
+    return (p, p_sink), (p, p_sink, dominated)
+
+
+def _probabilities_bwd(axis: int, dtype: DTypeLike, residuals: Any, cotangents: Any) -> Any:
+    p, p_sink, dominated = residuals
+    z_bar, sink_bar = jacobian_product(p, cotangents[0], axis, dominated, p_sink, cotangents[1])
+    return z_bar, sink_bar, None, None
+
+
+_probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
+
+
+# J v = p ∘ (v - ⟨p, v⟩). J is blind to a constant, so one is subtracted first: u = v - c and
+# J v = p ∘ (u - ⟨p, u⟩). With c = v_k where one p_k exceeds 1/2, the entry of that class is the sum
+# of the others, -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which
+# also takes a common offset out of v before it can round, and mends a Σp that is not quite 1.
+# c = ⟨w, v⟩ with w = one-hot(k) or p, here in arithmetic rather than by selection, which XLA fuses
+# into the sum on the CPU. J v does not depend on c, so w is held constant.
+def jacobian_product(
+    p: Array,
+    v: Array,
+    axis: int,
+    dominated: Array,
+    p_sink: Array | None = None,
+    v_sink: Array | None = None,
+    *,
+    free: bool = False,
+) -> tuple[Array, Array | None]:
+    """J v for probabilities p along the axis, and its entry for the sink.
+
+    Args:
+        p: probabilities that sum to 1 together with `p_sink`.
+        v: a tangent or a cotangent.
+        axis: the axis of the classes.
+        dominated: whether one of the row's probabilities exceeds 1/2.
+        p_sink: the probability of the sink, if there is one.
+        v_sink: the entry of v for the sink.
+        free: whether p is differentiated as a free argument. The product of any p is
+            p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), whose last term is 0 for probabilities but not its
+            derivative. With p from logits the derivative is 0 too, for Σ dp = 0.
+    """
+    dtype = _rows.compute_dtype(p.dtype)
+    p, v = p.astype(dtype), v.astype(dtype)
+    spread = 1 - dominated.astype(dtype)
+
+    def weight(p: Array, spread: Array) -> Array:
+        return lax.stop_gradient(jnp.maximum(jnp.ceil(p - 0.5), p * spread))
+
+    centre = _dot(weight(p, jnp.expand_dims(spread, axis)), v, axis)
+    if p_sink is None or v_sink is None:
+        u = v - jnp.expand_dims(centre, axis)
+        mean = _dot(p, u, axis)
+        if free:
+            mean -= centre * _defect(p, axis)
+        return p * (u - jnp.expand_dims(mean, axis)), None
+    p_sink, v_sink = p_sink.astype(dtype), v_sink.astype(dtype)
+    centre += weight(p_sink, spread) * v_sink
+    u, u_sink = v - jnp.expand_dims(centre, axis), v_sink - centre
+    mean = _dot(p, u, axis) + p_sink * u_sink
+    return p * (u - jnp.expand_dims(mean, axis)), p_sink * (u_sink - mean)
+
+
+def _dot(a: Array, b: Array, axis: int) -> Array:
+    return jnp.sum(a * b, axis)
+
+
+# 1 - Σp, taken to be 0, with the derivative that it has.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _defect(p: Array, axis: int) -> Array:
+    return jnp.zeros_like(jnp.sum(p, axis))
+
+
+@_defect.defjvp
+def _defect_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _defect(*primals, axis), -jnp.sum(*tangents, axis)
+
+
+def softmax_jvp(
+    p: Float[ArrayLike, "..."], v: Float[ArrayLike, "..."], axis: _checks.Axis = -1
+) -> Float[Array, "..."]:
+    r"""The product of softmax's Jacobian with a tangent, from the probabilities.
+
+        J v = (diag(p) - p pᵀ) v = p ∘ (v - ⟨p, v⟩)
+
+    Nothing is exponentiated. Differentiable in both arguments and in every mode: as a function of
+    p it is the formula above, for every p.
+
+    Args:
+        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
+        v: tangent of the logits, broadcastable to `p`.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+
+    Returns:
+        The tangent of the probabilities, with the shape and dtype of `p`.
+
+    Raises:
+        TypeError: an argument is complex or not an array.
+        ValueError: `axis` is out of range, or `v` does not broadcast to `p`.
+
+    Numerics:
+        The error of entry i is at most 8 eps of p_i Σ_j p_j |v_i - v_j|, whatever constant is
+        added to v and however close to 1 a probability lies (there the other probabilities must
+        be those of `softmax`, not 1 - p).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> p = jnp.array([0.5, 0.25, 0.25])
+        >>> print(jaxsoft.softmax_jvp(p, jnp.array([1.0, 0.0, 0.0])))
+        [ 0.25  -0.125 -0.125]
+    """
+    return _product("softmax_jvp", "v", p, v, axis)
+
+
+def softmax_vjp(
+    p: Float[ArrayLike, "..."], g: Float[ArrayLike, "..."], axis: _checks.Axis = -1
+) -> Float[Array, "..."]:
+    r"""The product of softmax's transposed Jacobian with a cotangent, from the probabilities.
+
+        Jᵀ g = p ∘ (g - ⟨p, g⟩)
+
+    The Jacobian is symmetric, so this is `softmax_jvp` under the name that a backward pass looks
+    for; see there.
+
+    Args:
+        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
+        g: cotangent of the probabilities, broadcastable to `p`.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+
+    Returns:
+        The cotangent of the logits, with the shape and dtype of `p`.
+
+    Raises:
+        TypeError: an argument is complex or not an array.
+        ValueError: `axis` is out of range, or `g` does not broadcast to `p`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> p = jnp.array([0.5, 0.25, 0.25])
+        >>> print(jaxsoft.softmax_vjp(p, jnp.array([0.0, 1.0, 0.0])))
+        [-0.125   0.1875 -0.0625]
+    """
+    return _product("softmax_vjp", "g", p, g, axis)
+
+
+def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -> Array:
+    p = _checks.floating(function, "p", p)
+    v = _checks.floating(function, argument, v)
+    axes = _checks.axes(function, axis, p.ndim)
+    v = _checks.broadcast(function, argument, v, p.shape, "the shape of p")
+    return _free_product(p, v, axes=axes) if p.size else p
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
+    shape, axis = p.shape, _rows.merged_axis(p.ndim, axes)
+    p, v = _rows.merge_axes(p, axes), _rows.merge_axes(v, axes)
+    dominated = jnp.max(lax.stop_gradient(p), axis) > 0.5
+    product, _ = jacobian_product(p, v, axis, dominated, free=True)
+    return _rows.unmerge_axes(product.astype(p.dtype), axes, shape)
+
+
+def softmax_derivative(
+    p: Float[ArrayLike, "..."],
+    i: Int[ArrayLike, "..."],
+    j: Int[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+) -> Float[Array, "..."]:
+    r"""One entry of softmax's Jacobian, from the probabilities.
+
+        ∂p_i/∂x_i = p_i (1 - p_i)          ∂p_i/∂x_j = -p_i p_j
+
+    with 1 - p_i summed from the other probabilities.
+
+    Args:
+        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
+        i: the class whose probability changes: an integer, or an integer array that broadcasts
+            with the shape of `p` without the axis.
+        j: the class whose logit changes, likewise.
+        axis: the axis of the classes; with several axes, classes count through them in order.
+
+    Returns:
+        The derivative, of the shape of `p` without the axis and of its dtype.
+
+    Raises:
+        TypeError: `p` is complex or not an array, `i` or `j` is not an integer.
+        ValueError: `axis` is out of range, a class given as an integer is outside [0, n) (in an
+            array its derivative is NaN), an array of classes does not broadcast.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> p = jnp.array([0.69, 0.10, 0.21])  # setosa, versicolor, virginica
+        >>> print(jaxsoft.softmax_derivative(p, 0, 0), jaxsoft.softmax_derivative(p, 0, 1))
+        0.2139 -0.069
+    """
+    p = _checks.floating("softmax_derivative", "p", p)
+    axes = _checks.axes("softmax_derivative", axis, p.ndim)
+    n = math.prod(p.shape[a] for a in axes)
+    rows = tuple(size for a, size in enumerate(p.shape) if a not in axes)
+    i = _checks.classes("softmax_derivative", "i", i, n, rows)
+    j = _checks.classes("softmax_derivative", "j", j, n, rows)
+    return _entry(p, i, j, axes=axes) if p.size else jnp.full(rows, jnp.nan, p.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _entry(p: Array, i: Array, j: Array, *, axes: tuple[int, ...]) -> Array:
+    dtype, axis = p.dtype, _rows.merged_axis(p.ndim, axes)
+    p = _rows.merge_axes(p.astype(_rows.compute_dtype(dtype)), axes)
+    n = p.shape[axis]
+    inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
+    i, j = jnp.clip(i, 0, n - 1), jnp.clip(j, 0, n - 1)
+    others = jnp.sum(jnp.where(_rows.one_hot(i, p.shape, axis), 0, p), axis)
+    same = others + _defect(p, axis)
+    entry = _rows.take(p, i, axis) * jnp.where(i == j, same, -_rows.take(p, j, axis))
+    return jnp.where(inside, entry, jnp.nan).astype(dtype)
