@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
@@ -72,15 +73,30 @@ def jvp_from_vjp(
     if not callable(fun):
         raise TypeError(f"jvp_from_vjp: fun must be callable, got {type(fun).__name__}")
     if nondiff_argnums is None:
-        nondiff_argnums = tuple(getattr(fun, "nondiff_argnums", ()))
+        nondiff_argnums = getattr(fun, "nondiff_argnums", ())
+    static = tuple(nondiff_argnums)
+    rule = functools.partial(_transposed_rule, fun, static)
 
-    def primal(*args: Any) -> Out:
-        return fun(*args)
+    def with_rule(primal: Callable[..., Out]) -> Callable[..., Out]:
+        # `wraps` keeps the signature, by which JAX resolves arguments given by keyword.
+        @functools.wraps(fun)
+        def call(*args: Any) -> Out:
+            return primal(*args)
 
-    # `wraps` keeps the signature, by which `custom_jvp` resolves arguments given by keyword.
-    with_jvp = jax.custom_jvp(functools.wraps(fun)(primal), nondiff_argnums=tuple(nondiff_argnums))
-    with_jvp.defjvp(functools.partial(_transposed_rule, fun, nondiff_argnums), symbolic_zeros=True)
-    return with_jvp
+        differentiable = jax.custom_jvp(call, nondiff_argnums=static)
+        differentiable.defjvp(rule, symbolic_zeros=True)
+        return differentiable
+
+    # Where reverse mode goes through a loop, JAX evaluates the part that does not depend on the
+    # tangents without its `custom_jvp` rules, and a forward pass over that would meet the bare
+    # `custom_vjp`. A rule within a `jax.checkpoint` is left alone: hence two, one in the other.
+    inner = jax.checkpoint(
+        with_rule(fun),
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.everything_saveable,
+        static_argnums=static,
+    )
+    return with_rule(inner)
 
 
 def _transposed_rule(
@@ -88,7 +104,7 @@ def _transposed_rule(
 ) -> tuple[PyTree, PyTree]:
     *static, primals, tangents = args
     leaves, treedef = jax.tree.flatten(primals)
-    tangent_leaves = treedef.flatten_up_to(tangents)
+    tangent_leaves = jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
     live = [i for i, t in enumerate(tangent_leaves) if not isinstance(t, SymbolicZero)]
 
     def of_live(*live_leaves: Array) -> tuple[list[Array], PyTree]:
@@ -122,4 +138,4 @@ def _transposed_rule(
 
 
 def _is_inexact(leaf: Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, np.inexact)
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

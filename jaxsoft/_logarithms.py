@@ -190,6 +190,7 @@ def _logsumexp(
         if b is None:
             row = _rows.statistics(constant, axis)
             out = row.top + log_normalizer(z, row, axis)
+            out = jnp.where(row.rest == -1, -jnp.inf, out)
             return jnp.where(row.top == jnp.inf, jnp.inf, out), jnp.sign(row.normalizer)
         factor = _rows.merge_axes(b, axes).astype(z.dtype)
         top = _rows.maximum(jnp.where(factor == 0, -jnp.inf, constant), axis)
@@ -311,7 +312,7 @@ def _entropy(
 def _row_entropy(z: Array, row: _rows.Row, axis: int) -> Array:
     p = _rows.probabilities(z, row.top, row.normalizer, axis)
     spread = jnp.sum(p * _gaps(z, row, axis), axis)
-    return jnp.where(row.rest == -1, 0, row.log_normalizer) + spread
+    return row.log_normalizer + spread
 
 
 row_entropy = jvp_from_vjp(_row_entropy)

@@ -51,7 +51,7 @@ def cross_entropy(
         ignore_index: examples with this label have loss 0 and gradient 0. Only for class ids.
         class_weights: w, shape [n].
         temperature: T > 0, a number or one value per row; as in `softmax`.
-        softcap: c > 0; the logits are replaced by c tanh(logits / c), before any mask.
+        softcap: c > 0; finite logits are replaced by c tanh(logits / c), before any mask.
 
     Returns:
         The loss in nats, with the shape of `logits` without the axis, float32 or wider.
@@ -173,6 +173,8 @@ def _cross_entropy(
             log_partition = row.top + log_normalizer(z, row, axis)
             if shift is not None:
                 log_partition += shift
+            # A row without a class has no partition function; its loss is infinite as it is.
+            log_partition = jnp.where(row.rest == -1, 0, log_partition)
             loss += jnp.asarray(z_loss, dtype) * log_partition**2
         return loss
 

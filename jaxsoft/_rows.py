@@ -99,10 +99,11 @@ def prepare(
 
 
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
-# zero cotangent stays zero. Halved, the difference of two numbers of any size is finite.
+# zero cotangent stays zero. An eighth of two numbers of any size has a finite difference, and an
+# eighth of any temperature a reciprocal that does not underflow.
 @jax.custom_vjp
 def _scaled_rule(x: Array, top: Array, temperature: Array) -> Array:
-    z = (0.5 * x - 0.5 * top) / (0.5 * temperature)
+    z = (x / 8 - top / 8) / (temperature / 8)
     return jnp.maximum(z, jnp.finfo(z.dtype).min)
 
 
@@ -149,8 +150,8 @@ class Row(NamedTuple):
 
     @property
     def log_normalizer(self) -> Float[Array, "..."]:
-        """log Z, to its last bits where Z rounds to 1; -inf for a row of -inf alone."""
-        return jnp.log1p(self.rest)
+        """log Z, to its last bits where Z rounds to 1; 0 for a row of -inf alone."""
+        return jnp.log1p(jnp.maximum(self.rest, 0))
 
 
 def statistics(
@@ -274,8 +275,9 @@ def log_abs_sum(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """log|S| and the sign of S = Σ b_j exp(z_j - m), m the maximum where b is not 0."""
     counts = b != 0
-    z = jnp.where(counts, z, -jnp.inf)
-    terms = jnp.where(counts, b * jnp.exp(z - jnp.expand_dims(top, axis)), 0)
+    z, top = jnp.where(counts, z, -jnp.inf), jnp.expand_dims(top, axis)
+    gap = jnp.where(z == top, 0, z - top)  # 0 also between +inf and +inf
+    terms = jnp.where(counts, b * jnp.exp(gap), 0)
     index = jnp.argmax(z, axis)
     apart = take(terms, index, axis)
     others = jnp.sum(jnp.where(one_hot(index, z.shape, axis), 0, terms), axis)
@@ -339,11 +341,12 @@ def difference(
 
 
 def cap(x: Float[Array, "..."], softcap: Float[ArrayLike, ""]) -> Float[Array, "..."]:
-    """c tanh(x / c), in the compute type."""
-    dtype = compute_dtype(x.dtype)
-    c = jnp.asarray(softcap, dtype)
+    """c tanh(x / c), in the compute type; an infinite logit stays what it is, a mask or an error."""
+    x = x.astype(compute_dtype(x.dtype))
+    c = jnp.asarray(softcap, x.dtype)
     c = jnp.where(c > 0, c, jnp.nan)
-    return c * jnp.tanh(x.astype(dtype) / c)
+    infinite = jnp.isinf(x)
+    return jnp.where(infinite, x, c * jnp.tanh(jnp.where(infinite, 0, x) / c))
 
 
 def _chunked(z: Array, axis: int, chunks: int) -> Array:

@@ -124,12 +124,16 @@ def _probabilities_bwd(axis: int, dtype: DTypeLike, residuals: Any, cotangents: 
 _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 
 
-# J v = p ∘ (v - ⟨p, v⟩). J is blind to a constant, so one is subtracted first: u = v - c and
-# J v = p ∘ (u - ⟨p, u⟩). With c = v_k where one p_k exceeds 1/2, the entry of that class is the sum
-# of the others, -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which
-# also takes a common offset out of v before it can round, and mends a Σp that is not quite 1.
-# c = ⟨w, v⟩ with w = one-hot(k) or p, here in arithmetic rather than by selection, which XLA fuses
-# into the sum on the CPU. J v does not depend on c, so w is held constant.
+# J v = p ∘ (v - ⟨p, v⟩). J is blind to a constant, so one is subtracted first: u = v - c. With
+# c = v_k where one p_k exceeds 1/2, the entry of that class is the sum of the others,
+# -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which also takes a
+# common offset out of v before it can round, and mends a Σp that is not quite 1. This is
+# P = 1 - 1 wᵀ with w = one-hot(k) or p, put together by arithmetic rather than by selection, so
+# that XLA makes one kernel of it all on the CPU.
+#
+# What is computed is Pᵀ J P = J. The last factor takes off what the sum of the entries lacks to 0,
+# a rounding error. It is there for the transpose, which is the forward rule: that has to begin
+# with P too, and so the product is its own transpose to the last operation.
 def jacobian_product(
     p: Array,
     v: Array,
@@ -149,29 +153,38 @@ def jacobian_product(
         dominated: whether one of the row's probabilities exceeds 1/2.
         p_sink: the probability of the sink, if there is one.
         v_sink: the entry of v for the sink.
-        free: whether p is differentiated as a free argument. The product of any p is
-            p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), whose last term is 0 for probabilities but not its
-            derivative. With p from logits the derivative is 0 too, for Σ dp = 0.
+        free: whether p is differentiated as a free argument. Of any p the product is
+            p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), with a last term that is 0 for probabilities while its
+            derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
     dtype = _rows.compute_dtype(p.dtype)
     p, v = p.astype(dtype), v.astype(dtype)
     spread = 1 - dominated.astype(dtype)
-
-    def weight(p: Array, spread: Array) -> Array:
-        return lax.stop_gradient(jnp.maximum(jnp.ceil(p - 0.5), p * spread))
-
-    centre = _dot(weight(p, jnp.expand_dims(spread, axis)), v, axis)
+    weight = _anchor(p, jnp.expand_dims(spread, axis))
+    centre = _dot(weight, v, axis)
     if p_sink is None or v_sink is None:
         u = v - jnp.expand_dims(centre, axis)
         mean = _dot(p, u, axis)
+        product = p * (u - jnp.expand_dims(mean, axis))
+        excess = jnp.sum(product, axis)
         if free:
-            mean -= centre * _defect(p, axis)
-        return p * (u - jnp.expand_dims(mean, axis)), None
+            defect = _defect(p, axis)
+            excess -= mean * defect
+            product += p * jnp.expand_dims(centre * defect, axis)
+        return product - weight * jnp.expand_dims(excess, axis), None
     p_sink, v_sink = p_sink.astype(dtype), v_sink.astype(dtype)
-    centre += weight(p_sink, spread) * v_sink
+    sink_weight = _anchor(p_sink, spread)
+    centre += sink_weight * v_sink
     u, u_sink = v - jnp.expand_dims(centre, axis), v_sink - centre
     mean = _dot(p, u, axis) + p_sink * u_sink
-    return p * (u - jnp.expand_dims(mean, axis)), p_sink * (u_sink - mean)
+    product, sink_product = p * (u - jnp.expand_dims(mean, axis)), p_sink * (u_sink - mean)
+    excess = jnp.sum(product, axis) + sink_product
+    return product - weight * jnp.expand_dims(excess, axis), sink_product - sink_weight * excess
+
+
+def _anchor(p: Array, spread: Array) -> Array:
+    """w: 1 for a class above 1/2, and p in a row without one (where spread is 1)."""
+    return lax.stop_gradient(jnp.maximum(jnp.ceil(p - 0.5), p * spread))
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:

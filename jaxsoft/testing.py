@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike, Float64, PyTree, Shaped
+from jaxtyping import Array, DTypeLike, Float64, PyTree, Shaped
 
 Wide = Float64[np.ndarray, "..."]
 Named = dict[str, Any]
@@ -23,8 +23,8 @@ Function = Callable[[Named, Named], Named]
 
 # Public as `jax.enable_x64` in newer versions of jax, which have dropped the older name.
 _enable_x64: Callable[[bool], AbstractContextManager[Any]] = (
-    getattr(jax, "enable_x64", None) or importlib.import_module("jax.experimental").enable_x64
-)
+    jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+).enable_x64
 
 # --------------------------------------------------------------------------- error in eps
 
@@ -153,16 +153,32 @@ def _scanned(f: Function) -> Function:
 
 
 def _partials(derivative: Callable[..., Any], f: Function) -> Function:
-    """The derivative of each result by each leaf: one by one, for JAX would join their dtypes."""
+    """The derivative of each result by each leaf, apart for each dtype: JAX would join them."""
 
-    def block(live: Named, held: Named, result: str, by: str) -> Any:
-        return derivative(lambda leaf: f(live | {by: leaf}, held)[result])(live[by])
+    def restricted(live: Named, held: Named, results: Named, by: Named) -> Named:
+        def among(leaves: Named) -> Named:
+            out = f(live | leaves, held)
+            return {name: out[name] for name in results}
+
+        return {
+            _partial(name, leaf): block
+            for name, of in derivative(among)(by).items()
+            for leaf, block in of.items()
+        }
 
     def blocks(live: Named, held: Named) -> Named:
-        names = [(result, by) for result in f(live, held) for by in live]
-        return {_partial(*name): block(live, held, *name) for name in names}
+        out: Named = {}
+        for results in _by_dtype(f(live, held)):
+            for by in _by_dtype(live):
+                out |= restricted(live, held, results, by)
+        return out
 
     return blocks
+
+
+def _by_dtype(named: Named) -> list[Named]:
+    dtypes = dict.fromkeys(leaf.dtype for leaf in named.values())
+    return [{n: leaf for n, leaf in named.items() if leaf.dtype == dtype} for dtype in dtypes]
 
 
 def _partial(result: str, by: str) -> str:
@@ -220,8 +236,8 @@ def assert_derivatives(
     argnums: int | Sequence[int] | None = None,
     modes: Sequence[str] | None = None,
     order: int = 2,
-    tolerance: float | None = None,
-    least_scale: float = 0.0,
+    tolerance: int | float | None = None,
+    least_scale: int | float = 0.0,
 ) -> dict[str, float]:
     """Asserts that a function and its derivatives are right in every differentiation mode.
 
@@ -293,26 +309,24 @@ def assert_derivatives(
         def on_leaves(live: Named, held: Named) -> Named:
             out = function(*jax.tree.unflatten(treedef, (leaves | live | held).values()))
             paths = jax.tree_util.tree_leaves_with_path(out)
-            return {
-                "out" + jax.tree_util.keystr(p): leaf for p, leaf in paths if _is_floating(leaf)
-            }
+            names = {"out" + jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in paths}
+            return {name: leaf for name, leaf in names.items() if _is_floating(leaf)}
 
         return on_leaves
 
     # Without a reference the values of `fun` itself are differentiated, by differences.
     differences = reference is None
-    f, exact_f = named(fun), named(reference or fun)
+    f, exact_f = named(fun), named(fun if reference is None else reference)
     results = jax.eval_shape(f, live, held)
     _require(bool(results), ValueError, "fun must return a floating array, got none")
-    with _enable_x64(True):
-        came = _shapes(jax.eval_shape(exact_f, _float64(live), _float64(held)))
-    shapes = _shapes(results)
-    _require(came == shapes, ValueError, f"reference must return {shapes} as fun does, got {came}")
+    shapes, exact_shapes = _shapes(results), _shapes_in_float64(exact_f, live, held)
+    text = f"reference must return {shapes} as fun does, got {exact_shapes}"
+    _require(exact_shapes == shapes, ValueError, text)
 
     tangents, cotangents = _directions(live), _directions(results)
     rows = [live, {name: leaf * 0.75 for name, leaf in live.items()}]
-    order = 2 if any(_MODES[name].blocks == "hessian" for name in chosen) else 1
-    exact = _exact(exact_f, rows, held, order, differences)
+    highest = 2 if any(_MODES[name].blocks == "hessian" for name in chosen) else 1
+    exact = _exact(exact_f, rows, held, highest, differences)
     if differences:
         least_scale = max(
             least_scale, *(_largest(v) / 8192 for row in exact for v in row[0].values())
@@ -330,14 +344,15 @@ def assert_derivatives(
         mode = _MODES[name]
         arguments, expected = (twice, two_rows) if mode.two_rows else (once, one_row)
         try:
-            blocks = mode.build(f)(*arguments)
-            errors[name], wrong = _compared(
-                blocks, expected[mode.blocks], tolerance, least_scale, differences
-            )
+            blocks = {n: np.asarray(block) for n, block in mode.build(f)(*arguments).items()}
         except Exception as error:  # Whatever a mode raises is what is wrong with it.
             text = (str(error).strip() or "no message").splitlines()[0]
-            errors[name], wrong = math.inf, [("raises", f"{_kind(error)}: {text}")]
-        table += [(name, *row) for row in wrong]
+            errors[name] = math.inf
+            table.append((name, "raises", f"{_kind(error)}: {text}"))
+        else:
+            wanted = expected[mode.blocks]
+            errors[name], wrong = _compared(blocks, wanted, tolerance, least_scale, differences)
+            table += [(name, *row) for row in wrong]
     if table:
         raise AssertionError(_report(fun, chosen, table, differences))
     return errors
@@ -358,15 +373,15 @@ class _Exact:
 
 
 def _exact(
-    f: Function, rows: list[Named], held: Named, order: int, differences: bool
+    f: Function, rows: list[Named], held: Named, highest: int, differences: bool
 ) -> list[list[Named]]:
-    """For each row its values and derivatives in float64; order two for the first row alone."""
-    exact: list[list[Named]] = [[], []]
+    """The values and the derivatives of each row in float64; order two of the first row alone."""
+    exact: list[list[Named]] = [[] for _ in rows]
     with _enable_x64(True):
         g: Function = jax.jit(f)
-        for k in range(order + 1):
-            for row, blocks in zip(rows[: 3 - k], exact, strict=False):
-                blocks.append(_float64(g(_float64(row), _float64(held))))
+        for order in range(highest + 1):
+            for row in range(len(rows) if order < 2 else 1):
+                exact[row].append(_float64(g(_float64(rows[row]), _float64(held))))
             g = _differences(g) if differences else jax.jit(_partials(jax.jacfwd, g))
     return exact
 
@@ -429,23 +444,28 @@ def _directions(like: Named) -> Named:
     """Fixed pseudo-random numbers of magnitude 1/2 to 3/2, so that every entry counts."""
     random = np.random.default_rng(0)
 
-    def direction(shape: tuple[int, ...]) -> Wide:
-        return random.uniform(0.5, 1.5, shape) * random.choice([-1.0, 1.0], shape)
+    def direction(leaf: Any) -> Array:
+        numbers = random.uniform(0.5, 1.5, leaf.shape) * random.choice([-1.0, 1.0], leaf.shape)
+        return jnp.asarray(numbers, leaf.dtype)
 
-    return {name: jnp.asarray(direction(leaf.shape), leaf.dtype) for name, leaf in like.items()}
+    return {name: direction(leaf) for name, leaf in like.items()}
 
 
 # --------------------------------------------------------------------------- what is wrong
 
 
 def _compared(
-    blocks: Named, expected: Named, tolerance: float | None, least_scale: float, differences: bool
+    blocks: Named,
+    expected: Named,
+    tolerance: int | float | None,
+    least_scale: int | float,
+    differences: bool,
 ) -> tuple[float, list[tuple[str, ...]]]:
     """Returns the largest error, and a row of the table for each wrong block."""
     largest = 0.0
     rows: list[tuple[str, ...]] = []
     for name, exact in expected.items():
-        got = np.asarray(blocks[name])
+        got = blocks[name]
         unit = np.float32 if differences and got.dtype == np.float64 else got.dtype
         scale = np.maximum(exact.scale, least_scale)
         errors = error_in_eps(got, exact.entries, scale=scale, dtype=unit)
@@ -454,7 +474,8 @@ def _compared(
         if np.any(errors > allowed):
             at = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))
             wrong = f"{np.count_nonzero(errors > allowed)}/{errors.size}"
-            numbers = (f"{float(x[at]):.9g}" for x in (got, exact.entries))
+            digits = 17 if unit == np.float64 else 9
+            numbers = (f"{float(x[at]):.{digits}g}" for x in (got, exact.entries))
             rows.append((f"{errors[at]:.3g}", wrong, f"{name} {list(at) or ''}".strip(), *numbers))
     return largest, rows
 
@@ -491,14 +512,16 @@ def _checked_options(
             allowed = 0 <= value < math.inf
             _require(allowed, ValueError, f"{name} must be finite and 0 or more, got {value}")
     _require(order in (1, 2), ValueError, f"order must be 1 or 2, got {order!r}")
-    available = [name for name in MODES if order == 2 or _MODES[name].blocks != "hessian"]
+    above = [name for name in MODES if order == 1 and _MODES[name].blocks == "hessian"]
     if modes is None:
-        return tuple(available)
+        return tuple(name for name in MODES if name not in above)
     names = isinstance(modes, Sequence) and not isinstance(modes, str)
     _require(names, TypeError, f"modes must be a sequence of names, got {_kind(modes)}")
-    for name in modes or ["no name"]:
-        text = f"modes must be among {', '.join(available)} for order {order}, got {name}"
-        _require(name in available, ValueError, text)
+    _require(len(modes) > 0, ValueError, "modes must name a mode, got none")
+    for name in modes:
+        known = f"modes must be among {', '.join(MODES)}, got {name}"
+        _require(name in MODES, ValueError, known)
+        _require(name not in above, ValueError, f"modes must be of order {order}, got {name}")
     return tuple(modes)
 
 
@@ -513,11 +536,14 @@ def _checked_arguments(args: tuple[PyTree, ...], argnums: Any) -> tuple[Named, N
         if _is_floating(leaves[name]):
             floating.setdefault(path[0].idx, {})[name] = leaves[name]
     _require(bool(floating), ValueError, "args must hold a floating array, got none")
-    numbers = list(floating) if argnums is None else argnums
-    numbers = numbers if isinstance(numbers, Sequence) else [numbers]
-    for number in numbers or ["none"]:
-        text = f"argnums must be among {sorted(floating)}, which have floating leaves, got {number}"
-        _require(number in floating, ValueError, text)
+    chosen = sorted(floating) if argnums is None else argnums
+    numbers = chosen if isinstance(chosen, Sequence) else [chosen]
+    wanted = f"argnums must be among {sorted(floating)}, which have floating leaves, got"
+    _require(len(numbers) > 0, ValueError, f"{wanted} none")
+    for number in numbers:
+        integer = isinstance(number, int)
+        _require(integer, TypeError, f"argnums must be integers, got {_kind(number)}")
+        _require(number in floating, ValueError, f"{wanted} {number}")
     live = {name: leaf for number in numbers for name, leaf in floating[number].items()}
     return leaves, live, treedef
 
@@ -551,6 +577,15 @@ def _float64(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: np.asarray(leaf).astype(np.float64) if _is_floating(leaf) else leaf, tree
     )
+
+
+def _shapes_in_float64(f: Function, live: Named, held: Named) -> dict[str, tuple[int, ...]]:
+    try:
+        with _enable_x64(True):
+            return _shapes(jax.eval_shape(f, _float64(live), _float64(held)))
+    except Exception as error:
+        error.add_note("assert_derivatives: raised by the reference (default: fun) in float64")
+        raise
 
 
 def _shapes(named: Named) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,71 @@
+# Needs Python (3.11 or later, with venv and pip) and make; everything else is installed in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The tests run in this many processes: a number, or `logical` for one per CPU.
+WORKERS ?= logical
+# Given to the command that a target runs: make test ARGS="-k jacobian", make demo ARGS=--quick
+ARGS ?=
+
+OLDEST_VENV := .venv-oldest
+OLDEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $(PYTHON))
+# The lowest that the lowest jax accepts on Python 3.11 and 3.12.
+OLDEST_NUMPY := numpy==1.26.0 scipy==1.11.2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-oldest lint format bench clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+
+demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this machine
+	$(BIN)/python -m jaxsoft $(ARGS)
+
+test: $(VENV)/.installed-test ## run everything: unit tests, doctests, notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-oldest: $(OLDEST_VENV)/.installed ## run the unit tests with the lowest supported jax
+	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
+		-m "not notebook and not peer" $(ARGS)
+
+lint: $(VENV)/.installed-lint ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint ## sort the imports, mend what can be mended, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-demo ## compare speed and memory with jax.nn and optax
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove the environments, the caches and what was built
+	rm -rf $(VENV) $(OLDEST_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra: they share the environment, in any order, and a second run installs
+# nothing unless pyproject.toml has changed.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "jaxsoft needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The lower bounds of pyproject.toml, taken as exact versions.
+$(OLDEST_VENV)/.installed: pyproject.toml Makefile
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --editable ".[demo,unit]" $(OLDEST_NUMPY) \
+		$$($(OLDEST_VENV)/bin/python -c 'import tomllib; \
+		print(*(d.replace(">=", "==") for d in \
+		tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))')
+	@touch $@

@@ -1,0 +1,190 @@
+"""Every public function in every mode of differentiation, against plain references."""
+
+import concurrent.futures
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+import jaxsoft
+from jaxsoft import testing
+from jaxsoft._demo import Track
+
+_CLASS_COUNT = 4
+_LEAD = 9.0  # of one logit: subtraction from 1 in float32 would leave three digits of 1 - p
+_TOLERANCE = 16.0  # eps: twice what DESIGN grants a derivative, for Hessians take two
+_QUICK_MODES = ("value", "jit(jvp)", "jit(vjp)")
+_MODES = (
+    "value",
+    "jvp",
+    "jit(vjp)",
+    "vmap(vjp)",
+    "vjp(checkpoint)",
+    "jacfwd",
+    "jacrev",
+    "jacfwd(jacfwd)",
+    "jacfwd(jacrev)",
+    "jacrev(jacfwd)",
+    "jacrev(jacrev)",
+)
+_THREADS = 2  # most of the time goes into compiling, which threads do side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A public function of one array, and the same function written plainly."""
+
+    name: str
+    function: Callable[[Array], Any]
+    reference: Callable[[Array], Array]
+    argument: Float[Array, "..."]
+
+
+@dataclasses.dataclass(frozen=True)
+class Derivatives:
+    """The errors of the public functions in every mode of differentiation.
+
+    Attributes:
+        modes: names of the modes, as in `jaxsoft.testing.MODES`.
+        errors: for each function the largest error in each mode, in eps; infinite for a mode that
+            raises.
+        tolerance: the largest error allowed.
+        failures: what is wrong.
+    """
+
+    modes: tuple[str, ...]
+    errors: dict[str, dict[str, float]]
+    tolerance: float
+    failures: tuple[str, ...]
+
+
+def derivatives(seed: int, *, quick: bool, track: Track) -> Derivatives:
+    """Compares values and derivatives with `jax.jacfwd` of the references in float64."""
+    modes = _QUICK_MODES if quick else _MODES
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        futures = {case.name: pool.submit(_errors, case, modes) for case in cases(seed)}
+        errors = {name: futures[name].result() for name in track(tuple(futures), "derivatives")}
+    return Derivatives(
+        modes=modes,
+        errors=errors,
+        tolerance=_TOLERANCE,
+        failures=tuple(
+            f"{name}, {mode}: "
+            + (f"off by {error:.3g} eps" if math.isfinite(error) else "no number, or an exception")
+            for name, of_modes in errors.items()
+            for mode, error in of_modes.items()
+            if not error <= _TOLERANCE
+        ),
+    )
+
+
+def _errors(case: Case, modes: Sequence[str]) -> dict[str, float]:
+    def errors(modes: Sequence[str]) -> dict[str, float]:
+        return testing.assert_derivatives(
+            case.function,
+            case.argument,
+            reference=case.reference,
+            modes=modes,
+            tolerance=sys.float_info.max,
+        )
+
+    try:
+        return errors(modes)
+    except AssertionError:  # A mode raises or returns no number; which one, and how are the others?
+        found: dict[str, float] = {}
+        for mode in modes:
+            try:
+                found |= errors([mode])
+            except AssertionError:
+                found[mode] = math.inf
+        return found
+
+
+# ---------------------------------------------------------------------------------------- cases
+
+
+def _plain_softmax(x: Array) -> Array:
+    return jnp.exp(x) / jnp.sum(jnp.exp(x))
+
+
+def _plain_cross_entropy(x: Array, q: Array) -> Array:
+    return -jnp.sum(q * jnp.log(_plain_softmax(x)))
+
+
+def _plain_kl_divergence(x: Array, y: Array) -> Array:
+    p = _plain_softmax(x)
+    return _plain_cross_entropy(y, p) - _plain_cross_entropy(x, p)
+
+
+def cases(seed: int) -> tuple[Case, ...]:
+    """The public functions at a row of logits of which one leads, and plain references.
+
+    Two arguments are stacked into one array: one Hessian then stands for four.
+    """
+    n, label = _CLASS_COUNT, 1
+    keys = jax.random.split(jax.random.key(seed), 4)
+    x, y = jax.random.uniform(keys[0], (2, n), jnp.float32, 0.5, 2.0)
+    x = x.at[label].add(_LEAD)
+    v = jax.random.uniform(keys[1], (n,), jnp.float32, -1.0, 1.0)
+    q = _plain_softmax(jax.random.normal(keys[2], (n,), jnp.float32))
+    mask = jnp.arange(n) != 0
+    weights = jnp.asarray([1.0, 0.5, 2.0, 1.0], jnp.float32)
+    row, column = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
+
+    def jacobian_by_entries(x: Array) -> Array:
+        p = jnp.broadcast_to(jaxsoft.softmax(x), (n, n, n))
+        return jaxsoft.softmax_derivative(p, row, column)
+
+    def loss_with_options(x: Array) -> Array:
+        return jaxsoft.cross_entropy(
+            x, label, where=mask, label_smoothing=0.125, z_loss=0.0625, class_weights=weights
+        )
+
+    def plain_loss_with_options(x: Array) -> Array:
+        log_partition = jnp.log(jnp.sum(jnp.where(mask, jnp.exp(x), 0)))
+        target = 0.875 * (jnp.arange(n) == label) + jnp.where(mask, 0.125 / jnp.sum(mask), 0)
+        return jnp.sum(weights * target * (log_partition - x)) + 0.0625 * log_partition**2
+
+    return (
+        Case("softmax", jaxsoft.softmax, _plain_softmax, x),
+        Case("log_softmax", jaxsoft.log_softmax, lambda x: jnp.log(_plain_softmax(x)), x),
+        Case("logsumexp", jaxsoft.logsumexp, lambda x: jnp.log(jnp.sum(jnp.exp(x))), x),
+        Case("entropy", jaxsoft.entropy, lambda x: _plain_cross_entropy(x, _plain_softmax(x)), x),
+        Case(
+            "kl_divergence",
+            lambda xy: jaxsoft.kl_divergence(xy[0], xy[1]),
+            lambda xy: _plain_kl_divergence(xy[0], xy[1]),
+            jnp.stack([x, y]),
+        ),
+        Case(
+            "softmax_jvp",
+            lambda xv: jaxsoft.softmax_jvp(jaxsoft.softmax(xv[0]), xv[1]),
+            lambda xv: jax.jvp(_plain_softmax, (xv[0],), (xv[1],))[1],
+            jnp.stack([x, v]),
+        ),
+        Case(
+            "softmax_vjp",
+            lambda xg: jaxsoft.softmax_vjp(jaxsoft.softmax(xg[0]), xg[1]),
+            lambda xg: jax.vjp(_plain_softmax, xg[0])[1](xg[1])[0],
+            jnp.stack([x, v]),
+        ),
+        Case("softmax_derivative", jacobian_by_entries, jax.jacfwd(_plain_softmax), x),
+        Case(
+            "cross_entropy",
+            lambda x: jaxsoft.cross_entropy(x, label),
+            lambda x: -jnp.log(_plain_softmax(x)[label]),
+            x,
+        ),
+        Case(
+            "cross_entropy, soft labels",
+            lambda xq: jaxsoft.cross_entropy(xq[0], xq[1]),
+            lambda xq: _plain_cross_entropy(xq[0], xq[1]),
+            jnp.stack([x, q]),
+        ),
+        Case("cross_entropy, options", loss_with_options, plain_loss_with_options, x),
+    )

@@ -1,0 +1,183 @@
+"""The accuracy contract, against 50-digit arithmetic."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import jaxsoft
+from jaxsoft.testing import error_in_eps
+from tests.exact import DTYPES, EPS, Exact, rows
+
+WIDE = ("float32", "float64")
+TABLE = [(dtype, name) for dtype in DTYPES for name in rows(dtype)]
+
+
+@functools.cache
+def exact_row(dtype, name):
+    return Exact(rows(dtype)[name])
+
+
+@pytest.fixture(params=TABLE, ids=lambda case: f"{case[0]}, {case[1]}")
+def case(request):
+    dtype, name = request.param
+    return dtype, exact_row(dtype, name)
+
+
+def eager_and_jitted(fun, *args):
+    """The result of a call, and of a jitted call where it is not the same program."""
+    yield fun(*args)
+    yield jax.jit(fun)(*args)
+
+
+def bound(dtype, eps, gap):
+    """The contract: some eps and gap/2; 16-bit types are rounded once from float32."""
+    return eps + gap / 2 if dtype in WIDE else 0.6
+
+
+def vectors(exact, dtype):
+    """Tangents and cotangents: one-hot at the top and elsewhere, random, and with an offset."""
+    n = exact.row.size
+    noise = np.random.default_rng(1).normal(size=n)
+    hot = {0, n - 1, int(np.argmax(exact.row))} if n < 10_000 else {int(np.argmax(exact.row))}
+    yield from (np.eye(1, n, k)[0].astype(DTYPES[dtype]) for k in hot)
+    yield noise.astype(DTYPES[dtype])
+
+
+def labels(exact):
+    n = exact.row.size
+    choice = {0, n - 1, int(np.argmax(exact.row)), int(np.argmin(exact.row))}
+    return [y for y in sorted(choice) if exact.row[y] > -np.inf]
+
+
+def within(error, limit):
+    excess = np.max(np.asarray(error) - limit)
+    assert excess <= 0, f"{np.max(error):.3g} eps, {excess:.3g} over the bound"
+
+
+def test_softmax(case):
+    dtype, exact = case
+    for p in eager_and_jitted(jaxsoft.softmax, exact.row):
+        within(error_in_eps(p, exact.p), bound(dtype, 6, exact.gaps))
+
+
+def test_log_softmax(case):
+    dtype, exact = case
+    for y in eager_and_jitted(jaxsoft.log_softmax, exact.row):
+        within(error_in_eps(y, exact.log_p), bound(dtype, 6, exact.gaps.max()))
+
+
+def test_logsumexp(case):
+    dtype, exact = case
+    mean = mpmath.fsum(p * abs(x) for p, x in zip(exact.p, exact.x, strict=True) if p > 0)
+    scale = max(abs(exact.logsumexp), mean)
+    for value in eager_and_jitted(jaxsoft.logsumexp, exact.row):
+        within(error_in_eps(value, exact.logsumexp, scale=scale or 1), bound(dtype, 3, 0))
+
+
+def test_vjp_and_jvp_of_softmax(case):
+    dtype, exact = case
+    limit = 8 + exact.gaps.max() / 2 if dtype in WIDE else 2
+    x = jnp.asarray(exact.row)
+    smallest = float(jnp.finfo("float32" if dtype != "float64" else dtype).tiny) / EPS[dtype]
+    for v in vectors(exact, dtype):
+        product, spread = exact.jacobian_product(v)
+        scale = np.maximum(spread, smallest)
+        for _, pullback in eager_and_jitted(lambda x: jax.vjp(jaxsoft.softmax, x), x):
+            (x_bar,) = pullback(jnp.asarray(v))
+            within(error_in_eps(x_bar, product, scale=scale), limit)
+        forward = functools.partial(jax.jvp, jaxsoft.softmax)
+        for _, tangent in eager_and_jitted(lambda v: forward((x,), (v,)), jnp.asarray(v)):
+            within(error_in_eps(tangent, product, scale=scale), limit)
+    if dtype in WIDE:
+        v = np.random.default_rng(1).normal(size=x.size).astype(dtype) + DTYPES[dtype](1000)
+        product, spread = exact.jacobian_product(v)
+        scale = np.maximum(spread, smallest)
+        (x_bar,) = jax.vjp(jaxsoft.softmax, x)[1](jnp.asarray(v))
+        within(error_in_eps(x_bar, product, scale=scale), limit)
+        within(error_in_eps(jaxsoft.softmax_vjp(jaxsoft.softmax(x), v), product, scale=scale), limit)
+
+
+def test_cross_entropy(case):
+    dtype, exact = case
+    for label in labels(exact):
+        loss_limit = bound(dtype, 6, exact.gaps.max())
+        # The whole row enters the entry of the label, one exponential each of the others.
+        gaps = exact.gaps.copy()
+        gaps[label] = exact.gaps.max()
+        expected = list(exact.p)
+        expected[label] = -mpmath.fsum(p for i, p in enumerate(exact.p) if i != label)
+        fun = jax.value_and_grad(functools.partial(jaxsoft.cross_entropy, labels=label))
+        for loss, gradient in eager_and_jitted(fun, jnp.asarray(exact.row)):
+            within(error_in_eps(loss, -exact.log_p[label], dtype=dtype), loss_limit)
+            within(error_in_eps(gradient, expected), bound(dtype, 8, gaps))
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("name", ["iris", "gap 20, spread", "gap 60", "random n=10", "all tied"])
+def test_cross_entropy_with_targets(dtype, name):
+    exact = exact_row(dtype, name)
+    target = np.random.default_rng(2).dirichlet(np.ones(exact.row.size)).astype(dtype)
+    target[np.argmax(exact.row)] = 1.0  # nearly all of it where the row is confident
+    target = target.astype(dtype)
+    q = [mpmath.mpf(float(t)) for t in target]
+    total = mpmath.fsum(q)
+    loss = -mpmath.fsum(t * y for t, y in zip(q, exact.log_p, strict=True))
+    gradient = [total * p - t for p, t in zip(exact.p, q, strict=True)]
+    scale = [
+        p * (total - t) + t * mpmath.fsum(r for j, r in enumerate(exact.p) if j != i)
+        for i, (p, t) in enumerate(zip(exact.p, q, strict=True))
+    ]
+    value, slope = jax.value_and_grad(jaxsoft.cross_entropy)(jnp.asarray(exact.row), target)
+    within(error_in_eps(value, loss), 8 + exact.gaps.max() / 2)
+    within(error_in_eps(slope, gradient, scale=scale), 10 + exact.gaps.max() / 2)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("name", ["iris", "gap 20, spread", "gap 60", "random n=10", "near tie"])
+def test_entropy(dtype, name):
+    exact = exact_row(dtype, name)
+    entropy = -mpmath.fsum(p * y for p, y in zip(exact.p, exact.log_p, strict=True) if p > 0)
+    value, slope = jax.value_and_grad(jaxsoft.entropy)(jnp.asarray(exact.row))
+    within(error_in_eps(value, entropy), 8 + exact.gaps.max() / 2)
+    expected, _ = exact.jacobian_product(exact.row)
+    _, spread = exact.jacobian_product(exact.row)
+    within(error_in_eps(slope, -expected, scale=spread), 8 + exact.gaps.max() / 2)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-2, 1.0, 20.0])
+def test_kl_divergence_of_near_and_far_distributions(dtype, distance):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=30).astype(dtype)
+    y = (x + distance * rng.normal(size=30)).astype(dtype)
+    p, q = Exact(x), Exact(y)
+    divergence = mpmath.fsum(
+        a * (b - c) for a, b, c in zip(p.p, p.log_p, q.log_p, strict=True)
+    )
+    # What the rounding of the logarithms leaves: eps of d = log q - log p, squared in the sum.
+    spread = float(mpmath.sqrt(2 * divergence))
+    limit = 16 + max(p.gaps.max(), q.gaps.max()) + 16 * EPS[dtype] / spread**2 * EPS[dtype]
+    assert jaxsoft.kl_divergence(x, x) == 0
+    within(error_in_eps(jaxsoft.kl_divergence(x, y), divergence), limit)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_second_derivative_of_a_confident_example(jit):
+    x = jnp.array([20.0, 0.0, 0.0], jnp.float32)
+    exact = Exact(np.asarray(x))
+    p, other = exact.p, [mpmath.fsum(exact.p[j] for j in range(3) if j != i) for i in range(3)]
+    jacobian = [[p[i] * other[i] if i == j else -p[i] * p[j] for j in range(3)] for i in range(3)]
+    for fun in (
+        jax.jacfwd(jaxsoft.softmax),
+        jax.jacrev(jaxsoft.softmax),
+        jax.hessian(lambda x: jaxsoft.cross_entropy(x, 0)),
+        jax.hessian(lambda x: jaxsoft.cross_entropy(x, 1)),
+        jax.hessian(jaxsoft.logsumexp),
+        jax.jacrev(jax.grad(jaxsoft.logsumexp)),
+    ):
+        matrix = (jax.jit(fun) if jit else fun)(x)
+        within(error_in_eps(matrix, jacobian), 8 + 10)
