@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import os
@@ -75,6 +76,8 @@ def _for_a_person(options: argparse.Namespace) -> int:
     # Inside the function, as everything in `_demo`, for it needs optional packages.
     from jaxsoft._demo.view import View  # noqa: PLC0415
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the encoding has no ∂
     view = View()
     start = time.perf_counter()
     sections = _measured(options, view.track, view.show)

@@ -46,6 +46,7 @@ def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """Returns the axes as non-negative numbers, in the order given."""
     if axis is None:
         return tuple(range(ndim))
+    given: tuple[int, ...]
     try:
         given = (operator.index(axis),)
     except TypeError:
@@ -127,7 +128,13 @@ def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...
 
 
 def number(
-    function: str, argument: str, value: Any, low: float, high: float, *, open_low: bool = False
+    function: str,
+    argument: str,
+    value: Any,
+    low: int | float,
+    high: int | float,
+    *,
+    open_low: bool = False,
 ) -> ArrayLike:
     """Returns a number in the given range; an array, whose value may be traced, passes."""
     if isinstance(value, (np.ndarray, jax.Array)):
@@ -159,9 +166,7 @@ def wide_integer(ids: Array) -> Array:
     return ids if ids.dtype.itemsize >= 4 and ids.dtype != jnp.uint32 else ids.astype(jnp.int32)
 
 
-def labels(
-    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
-) -> Array:
+def labels(function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]) -> Array:
     """Returns class ids of the shape without the axis, or target probabilities of the shape."""
     value = array(function, "labels", value)
     if value.dtype == jnp.bool_:
@@ -189,7 +194,7 @@ def ignore_index(function: str, value: Any, labels: Array) -> int:
 
 
 def number_or_none(
-    function: str, argument: str, value: Any, low: float, high: float
+    function: str, argument: str, value: Any, low: int | float, high: int | float
 ) -> ArrayLike | None:
     """As `number`; None stands for 0, with which nothing is computed."""
     value = number(function, argument, value, low, high)
@@ -197,4 +202,6 @@ def number_or_none(
 
 
 def _described(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__
+    return (
+        f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__
+    )

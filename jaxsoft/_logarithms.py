@@ -6,20 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _rows
 from jaxsoft._autodiff import jvp_from_vjp
-from jaxsoft._softmax import jacobian_product, probabilities
+from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
 
 def log_softmax(
-    x: Float[ArrayLike, "..."],
+    x: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
     *,
-    temperature: Float[ArrayLike, "..."] = 1.0,
-    sink: Float[ArrayLike, "..."] | None = None,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    sink: Shaped[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "..."]:
     r"""The logarithm of softmax, a drop-in for `jax.nn.log_softmax`, exact to the last bits.
 
@@ -121,12 +121,12 @@ def complement(p: Array, row: _rows.Row, axis: int) -> Array:
 
 
 def logsumexp(
-    a: Float[ArrayLike, "..."],
+    a: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = None,
-    b: Float[ArrayLike, "..."] | None = None,
+    b: Shaped[ArrayLike, "..."] | None = None,
     keepdims: bool = False,
     return_sign: bool = False,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""log Σ_j b_j exp(a_j), a drop-in for `jax.nn.logsumexp`.
 
@@ -198,7 +198,9 @@ def _logsumexp(
         return top + logarithm, sign
 
     out, sign = _rows.keep_only(signed_logarithm)
-    return out.astype(a.dtype).reshape(shape), lax.stop_gradient(sign.astype(a.dtype)).reshape(shape)
+    return out.astype(a.dtype).reshape(shape), lax.stop_gradient(sign.astype(a.dtype)).reshape(
+        shape
+    )
 
 
 # ȳ ↦ z̄ = ȳ p, from the statistics of these very logits.
@@ -248,11 +250,11 @@ _log_abs_sum.defvjp(_log_abs_sum_fwd, _log_abs_sum_bwd)
 
 
 def entropy(
-    x: Float[ArrayLike, "..."],
+    x: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
     *,
-    temperature: Float[ArrayLike, "..."] = 1.0,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
 ) -> Float[Array, "..."]:
     r"""The entropy of softmax(x), in nats, from the logits.
 
@@ -325,7 +327,7 @@ def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
 def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, 1 / row.normalizer > 0.5)
+    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(1 / row.normalizer))
     return jnp.expand_dims(cotangent, axis) * slope, None
 
 

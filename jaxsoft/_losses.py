@@ -7,26 +7,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _rows
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
-from jaxsoft._softmax import jacobian_product, probabilities
+from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
 
 def cross_entropy(
-    logits: Float[ArrayLike, "..."],
-    labels: Num[ArrayLike, "..."],
+    logits: Shaped[ArrayLike, "..."],
+    labels: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
     *,
-    label_smoothing: float | Float[ArrayLike, ""] = 0.0,
-    z_loss: float | Float[ArrayLike, ""] = 0.0,
+    label_smoothing: Shaped[ArrayLike, ""] = 0.0,
+    z_loss: Shaped[ArrayLike, ""] = 0.0,
     ignore_index: int | None = None,
-    class_weights: Float[ArrayLike, " n"] | None = None,
-    temperature: Float[ArrayLike, "..."] = 1.0,
-    softcap: float | Float[ArrayLike, ""] | None = None,
+    class_weights: Shaped[ArrayLike, " n"] | None = None,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    softcap: Shaped[ArrayLike, ""] | None = None,
 ) -> Float[Array, "..."]:
     r"""Cross-entropy between softmax(logits) and labels, from the logits, for each example.
 
@@ -129,7 +129,9 @@ def _cross_entropy(
     def prepared_loss() -> Array:
         x, mask = _rows.merge_axes(logits, axes), _rows.merge_axes(where, axes)
         if ignored is not None:
-            x = jnp.where(jnp.expand_dims(ignored, axis), 0, x)  # a cotangent of 0 does not silence a NaN
+            x = jnp.where(
+                jnp.expand_dims(ignored, axis), 0, x
+            )  # a cotangent of 0 does not silence a NaN
         if softcap is not None:
             x = _rows.cap(x if mask is None else jnp.where(mask, x, 0), softcap)
         z, _, shift = _rows.prepare(x, axis, mask, _rows.merge_axes(temperature, axes))
@@ -214,8 +216,8 @@ def _negative_log_likelihood_bwd(axis: int, residuals: Any, cotangent: Array) ->
 _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_likelihood_bwd)
 
 
-# p - e_y, with expm1(-loss) = -(1 - p_y) at the label; its derivative is J, as that of p. The label's
-# exponential is left out as it is in the statistics, so that XLA shares one array between the two.
+# p - e_y, with expm1(-loss) = -(1 - p_y) at the label; its derivative is J, as that of p. The
+# exponential of the label is left out as it is in the statistics, so that XLA shares one array between the two.
 # An entry of -inf is a constant, also at the label.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
@@ -231,16 +233,14 @@ def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
 hard_residual = jvp_from_vjp(_hard_residual)
 
 
-def _hard_residual_fwd(
-    z: Array, labels: Array, row: _rows.Row, axis: int
-) -> tuple[Array, Any]:
+def _hard_residual_fwd(z: Array, labels: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
     return hard_residual(z, labels, row, axis), (z, row)
 
 
 def _hard_residual_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    z_bar, _ = jacobian_product(p, cotangent, axis, 1 / row.normalizer > 0.5)
+    z_bar, _ = jacobian_product(p, cotangent, axis, undominated(1 / row.normalizer))
     return z_bar, None, None
 
 
@@ -259,9 +259,7 @@ def _expected_loss(z: Array, target: Array, row: _rows.Row, axis: int) -> Array:
 expected_loss = jvp_from_vjp(_expected_loss)
 
 
-def _expected_loss_fwd(
-    z: Array, target: Array, row: _rows.Row, axis: int
-) -> tuple[Array, Any]:
+def _expected_loss_fwd(z: Array, target: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
     return expected_loss(z, target, row, axis), (z, target, row)
 
 
@@ -285,10 +283,10 @@ _expected_loss.defvjp(_expected_loss_fwd, _expected_loss_bwd)
 
 
 def kl_divergence(
-    x: Float[ArrayLike, "..."],
-    y: Float[ArrayLike, "..."],
+    x: Shaped[ArrayLike, "..."],
+    y: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "..."]:
     r"""The Kullback-Leibler divergence of softmax(x) from softmax(y), from the logits.
 
@@ -370,7 +368,7 @@ def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
     q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
     ratio = _log_ratio(z, w, z_row, w_row, axis)
-    z_bar, _ = jacobian_product(p, -ratio, axis, 1 / z_row.normalizer > 0.5)
+    z_bar, _ = jacobian_product(p, -ratio, axis, undominated(1 / z_row.normalizer))
     plain = q - p
     exact = _rows.difference(p, q, lax.stop_gradient(ratio))
     w_bar = plain + lax.stop_gradient(exact - plain)

@@ -1,20 +1,21 @@
 """Statistics of one row of logits. The only module that takes an exponential or a logarithm.
 
 A row is the logits along one axis, in float32 or wider. What belongs to a row has the shape without
-that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU. Apart from `prepare` and what it calls, everything here is plain arithmetic without a rule of
+that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU. Apart
+from `prepare` and what it calls, everything here is plain arithmetic without a rule of
 differentiation: callers hand in `jax.lax.stop_gradient` of their logits and state the derivative.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int, Shaped
 
 from jaxsoft._autodiff import jvp_from_vjp
 
@@ -33,6 +34,10 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
 # are moved behind the others and merged into one.
 
 
+@overload
+def merge_axes(x: Array, axes: tuple[int, ...]) -> Array: ...
+@overload
+def merge_axes(x: None, axes: tuple[int, ...]) -> None: ...
 def merge_axes(x: Array | None, axes: tuple[int, ...]) -> Array | None:
     """Returns `x` with several axes as one, the last; with one axis, or None, as it is."""
     if x is None or len(axes) == 1:
@@ -115,9 +120,7 @@ def _scaled_fwd(x: Array, top: Array, temperature: Array) -> tuple[Array, tuple[
     return z, (z, temperature)
 
 
-def _scaled_bwd(
-    residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, None, Array]:
+def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array]:
     z, temperature = residuals
     x_bar = cotangent / temperature
     axes = [a for a in range(z.ndim) if temperature.shape[a] == 1]
@@ -301,9 +304,7 @@ def signed_weights(
     return sign * jnp.exp((z - top) - finite)
 
 
-def take(
-    z: Float[Array, "..."], index: Int[Array, "..."], axis: int
-) -> Float[Array, "..."]:
+def take(z: Float[Array, "..."], index: Int[Array, "..."], axis: int) -> Float[Array, "..."]:
     """One entry of each row."""
     index = jnp.expand_dims(index, axis)
     return jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
@@ -340,8 +341,8 @@ def difference(
     return jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
 
 
-def cap(x: Float[Array, "..."], softcap: Float[ArrayLike, ""]) -> Float[Array, "..."]:
-    """c tanh(x / c), in the compute type; an infinite logit stays what it is, a mask or an error."""
+def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:
+    """c tanh(x / c), in the compute type; an infinite logit stays, be it a mask or an error."""
     x = x.astype(compute_dtype(x.dtype))
     c = jnp.asarray(softcap, x.dtype)
     c = jnp.where(c > 0, c, jnp.nan)

@@ -7,19 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _checks, _rows
 from jaxsoft._autodiff import jvp_from_vjp
 
 
 def softmax(
-    x: Float[ArrayLike, "..."],
+    x: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
+    where: Shaped[ArrayLike, "..."] | None = None,
     *,
-    temperature: Float[ArrayLike, "..."] = 1.0,
-    sink: Float[ArrayLike, "..."] | None = None,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    sink: Shaped[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "..."]:
     r"""Softmax, a drop-in for `jax.nn.softmax` whose derivative is exact to the last bits.
 
@@ -110,14 +110,14 @@ def _probabilities_fwd(
 ) -> tuple[Any, Any]:
     p, p_sink = probabilities(z, sink, top, total, axis, dtype)
     # The largest probability is 1 / Z, rounded just as p itself is.
-    dominated = (1 / total).astype(dtype) > 0.5
-    p, p_sink, dominated = _rows.kept((p, p_sink, dominated))
-    return (p, p_sink), (p, p_sink, dominated)
+    spread = undominated((1 / _rows.at_least_one(total)).astype(dtype))
+    p, p_sink, spread = _rows.kept((p, p_sink, spread))
+    return (p, p_sink), (p, p_sink, spread)
 
 
 def _probabilities_bwd(axis: int, dtype: DTypeLike, residuals: Any, cotangents: Any) -> Any:
-    p, p_sink, dominated = residuals
-    z_bar, sink_bar = jacobian_product(p, cotangents[0], axis, dominated, p_sink, cotangents[1])
+    p, p_sink, spread = residuals
+    z_bar, sink_bar = jacobian_product(p, cotangents[0], axis, spread, p_sink, cotangents[1])
     return z_bar, sink_bar, None, None
 
 
@@ -131,14 +131,15 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 # P = 1 - 1 wᵀ with w = one-hot(k) or p, put together by arithmetic rather than by selection, so
 # that XLA makes one kernel of it all on the CPU.
 #
-# What is computed is Pᵀ J P = J. The last factor takes off what the sum of the entries lacks to 0,
-# a rounding error. It is there for the transpose, which is the forward rule: that has to begin
-# with P too, and so the product is its own transpose to the last operation.
+# The transpose of all this is the forward rule, and it too has to begin with a subtraction where a
+# p_k exceeds 1/2. So the product ends with that subtraction transposed: -e_k Σ_i (J v)_i, which is
+# a rounding error, for J's columns sum to 0. In other rows it would only add that error. Signs are
+# taken on the weights: a sum that is negated falls out of the kernel.
 def jacobian_product(
     p: Array,
     v: Array,
     axis: int,
-    dominated: Array,
+    spread: Array,
     p_sink: Array | None = None,
     v_sink: Array | None = None,
     *,
@@ -150,7 +151,7 @@ def jacobian_product(
         p: probabilities that sum to 1 together with `p_sink`.
         v: a tangent or a cotangent.
         axis: the axis of the classes.
-        dominated: whether one of the row's probabilities exceeds 1/2.
+        spread: for each row `undominated` of its largest probability.
         p_sink: the probability of the sink, if there is one.
         v_sink: the entry of v for the sink.
         free: whether p is differentiated as a free argument. Of any p the product is
@@ -159,32 +160,44 @@ def jacobian_product(
     """
     dtype = _rows.compute_dtype(p.dtype)
     p, v = p.astype(dtype), v.astype(dtype)
-    spread = 1 - dominated.astype(dtype)
-    weight = _anchor(p, jnp.expand_dims(spread, axis))
-    centre = _dot(weight, v, axis)
+    spread = spread.astype(dtype)
+    minus_weight = _minus_anchor(p, jnp.expand_dims(spread, axis))
+    minus_centre = _dot(minus_weight, v, axis)
     if p_sink is None or v_sink is None:
-        u = v - jnp.expand_dims(centre, axis)
-        mean = _dot(p, u, axis)
-        product = p * (u - jnp.expand_dims(mean, axis))
+        u = v + jnp.expand_dims(minus_centre, axis)
+        minus_mean = _dot(-p, u, axis)
+        product = p * (u + jnp.expand_dims(minus_mean, axis))
         excess = jnp.sum(product, axis)
         if free:
             defect = _defect(p, axis)
-            excess -= mean * defect
-            product += p * jnp.expand_dims(centre * defect, axis)
-        return product - weight * jnp.expand_dims(excess, axis), None
+            excess += minus_mean * defect
+            product -= p * jnp.expand_dims(minus_centre * defect, axis)
+        return product + _minus_top(p) * jnp.expand_dims(excess, axis), None
     p_sink, v_sink = p_sink.astype(dtype), v_sink.astype(dtype)
-    sink_weight = _anchor(p_sink, spread)
-    centre += sink_weight * v_sink
-    u, u_sink = v - jnp.expand_dims(centre, axis), v_sink - centre
-    mean = _dot(p, u, axis) + p_sink * u_sink
-    product, sink_product = p * (u - jnp.expand_dims(mean, axis)), p_sink * (u_sink - mean)
+    minus_sink_weight = _minus_anchor(p_sink, spread)
+    minus_centre += minus_sink_weight * v_sink
+    u, u_sink = v + jnp.expand_dims(minus_centre, axis), v_sink + minus_centre
+    minus_mean = _dot(-p, u, axis) - p_sink * u_sink
+    product = p * (u + jnp.expand_dims(minus_mean, axis))
+    sink_product = p_sink * (u_sink + minus_mean)
     excess = jnp.sum(product, axis) + sink_product
-    return product - weight * jnp.expand_dims(excess, axis), sink_product - sink_weight * excess
+    product += _minus_top(p) * jnp.expand_dims(excess, axis)
+    return product, sink_product + _minus_top(p_sink) * excess
 
 
-def _anchor(p: Array, spread: Array) -> Array:
-    """w: 1 for a class above 1/2, and p in a row without one (where spread is 1)."""
-    return lax.stop_gradient(jnp.maximum(jnp.ceil(p - 0.5), p * spread))
+def _minus_anchor(p: Array, spread: Array) -> Array:
+    """-w: -1 for a class above 1/2, and -p in a row without one (where spread is 1)."""
+    return jnp.minimum(_minus_top(p), lax.stop_gradient(-p * spread))
+
+
+def _minus_top(p: Array) -> Array:
+    """-1 for a class above 1/2, else 0."""
+    return lax.stop_gradient(jnp.floor(0.5 - p))
+
+
+def undominated(largest: Array) -> Array:
+    """1 in a row whose largest probability is at most 1/2, else 0."""
+    return 1 - jnp.ceil(largest.astype(_rows.compute_dtype(largest.dtype)) - 0.5)
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:
@@ -203,14 +216,14 @@ def _defect_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 
 def softmax_jvp(
-    p: Float[ArrayLike, "..."], v: Float[ArrayLike, "..."], axis: _checks.Axis = -1
+    p: Shaped[ArrayLike, "..."], v: Shaped[ArrayLike, "..."], axis: _checks.Axis = -1
 ) -> Float[Array, "..."]:
     r"""The product of softmax's Jacobian with a tangent, from the probabilities.
 
         J v = (diag(p) - p pᵀ) v = p ∘ (v - ⟨p, v⟩)
 
-    Nothing is exponentiated. Differentiable in both arguments and in every mode: as a function of
-    p it is the formula above, for every p.
+    Nothing is exponentiated. Differentiable in both arguments and in every mode; by p, which sums
+    to 1, as the formula above, also in directions that change the sum.
 
     Args:
         p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
@@ -239,7 +252,7 @@ def softmax_jvp(
 
 
 def softmax_vjp(
-    p: Float[ArrayLike, "..."], g: Float[ArrayLike, "..."], axis: _checks.Axis = -1
+    p: Shaped[ArrayLike, "..."], g: Shaped[ArrayLike, "..."], axis: _checks.Axis = -1
 ) -> Float[Array, "..."]:
     r"""The product of softmax's transposed Jacobian with a cotangent, from the probabilities.
 
@@ -281,15 +294,15 @@ def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -
 def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
     shape, axis = p.shape, _rows.merged_axis(p.ndim, axes)
     p, v = _rows.merge_axes(p, axes), _rows.merge_axes(v, axes)
-    dominated = jnp.max(lax.stop_gradient(p), axis) > 0.5
-    product, _ = jacobian_product(p, v, axis, dominated, free=True)
+    spread = undominated(jnp.max(lax.stop_gradient(p), axis))
+    product, _ = jacobian_product(p, v, axis, spread, free=True)
     return _rows.unmerge_axes(product.astype(p.dtype), axes, shape)
 
 
 def softmax_derivative(
-    p: Float[ArrayLike, "..."],
-    i: Int[ArrayLike, "..."],
-    j: Int[ArrayLike, "..."],
+    p: Shaped[ArrayLike, "..."],
+    i: Shaped[ArrayLike, "..."],
+    j: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
 ) -> Float[Array, "..."]:
     r"""One entry of softmax's Jacobian, from the probabilities.

@@ -7,7 +7,8 @@ import ml_dtypes
 import mpmath
 import numpy as np
 
-mpmath.mp.dps = 50
+# 50 digits of a number as small as 1 - p where p is nearly 1: exp(-80) takes 35 more.
+mpmath.mp.dps = 90
 
 DTYPES = {
     "float32": np.float32,
@@ -34,7 +35,7 @@ def rows(dtype: str) -> dict[str, np.ndarray]:
         "negative": -np.abs(rng.normal(size=50)) * 5 - 3,
         "lse near 0": np.log(rng.dirichlet(np.ones(20))),
     }
-    for n in (2, 3, 10, 128, 1000, 16384):
+    for n in (2, 3, 10, 128, 1000, 5000):
         table[f"random n={n}"] = 2 * rng.normal(size=n)
     for gap in (5, 8, 10, 15, 17, 20, 30, 40, 50, 60, 70, 80):
         table[f"gap {gap}"] = np.array([gap, 0.0, 0.0])
@@ -43,8 +44,7 @@ def rows(dtype: str) -> dict[str, np.ndarray]:
         for offset in (1e4, -1e4, 1e6, -1e6):
             table[f"offset {offset:g}"] = offset + 2 * rng.normal(size=100)
             table[f"offset {offset:g}, saturated"] = offset + np.array([25.0, 0.0, 1.0, -3.0])
-        table["random n=100000"] = 2 * rng.normal(size=100_000)
-        table["saturated n=5000"] = np.concatenate([[24.0], rng.normal(size=4999)])
+        table["saturated n=1000"] = np.concatenate([[24.0], rng.normal(size=999)])
     return {name: row.astype(DTYPES[dtype]) for name, row in table.items()}
 
 

@@ -86,10 +86,11 @@ def test_entries_of_minus_infinity_have_no_derivative(name):
     for jacobian in jacobians(fun, x):
         assert np.all(np.isfinite(jacobian))
         assert not np.any(jacobian[..., 1])
+        outputs = jacobian
         if jacobian.ndim == 4:
             assert not np.any(jacobian[:, 1])
-            jacobian = jacobian[:, finite]
-        np.testing.assert_allclose(jacobian[..., finite], reference, rtol=1e-14, atol=1e-16)
+            outputs = jacobian[:, finite]
+        np.testing.assert_allclose(outputs[..., finite], reference, rtol=1e-14, atol=1e-16)
 
 
 @pytest.mark.parametrize("hidden", [1e4, INF, -INF, NAN])
@@ -244,7 +245,7 @@ def test_ignored_examples_have_no_loss_and_no_gradient(ignore_index):
 def test_a_target_of_zero_on_minus_infinity_contributes_nothing():
     x = jnp.array([[0.5, -INF, 1.0]])
     target = jnp.array([[0.25, 0.0, 0.75]])
-    fun = lambda x, q: jaxsoft.cross_entropy(x, q)
+    fun = jaxsoft.cross_entropy
     finite = jnp.array([0, 2])
     np.testing.assert_array_equal(fun(x, target), fun(x[:, finite], target[:, finite]))
     for derivative in (jax.jacfwd, jax.jacrev):

@@ -5,11 +5,12 @@ wrong; `view` shows this data to a person.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 Step = TypeVar("Step")
 
 
+@runtime_checkable
 class Track(Protocol):
     """Hands on steps one by one and shows how many are done."""
 

@@ -132,13 +132,13 @@ def cases(seed: int) -> tuple[Case, ...]:
     x = x.at[label].add(_LEAD)
     v = jax.random.uniform(keys[1], (n,), jnp.float32, -1.0, 1.0)
     q = _plain_softmax(jax.random.normal(keys[2], (n,), jnp.float32))
-    mask = jnp.arange(n) != 0
+    classes = jnp.arange(n)
+    mask = classes != 0
     weights = jnp.asarray([1.0, 0.5, 2.0, 1.0], jnp.float32)
-    row, column = jnp.arange(n)[:, None], jnp.arange(n)[None, :]
 
     def jacobian_by_entries(x: Array) -> Array:
         p = jnp.broadcast_to(jaxsoft.softmax(x), (n, n, n))
-        return jaxsoft.softmax_derivative(p, row, column)
+        return jaxsoft.softmax_derivative(p, classes[:, None], classes[None, :])
 
     def loss_with_options(x: Array) -> Array:
         return jaxsoft.cross_entropy(
@@ -147,8 +147,9 @@ def cases(seed: int) -> tuple[Case, ...]:
 
     def plain_loss_with_options(x: Array) -> Array:
         log_partition = jnp.log(jnp.sum(jnp.where(mask, jnp.exp(x), 0)))
-        target = 0.875 * (jnp.arange(n) == label) + jnp.where(mask, 0.125 / jnp.sum(mask), 0)
-        return jnp.sum(weights * target * (log_partition - x)) + 0.0625 * log_partition**2
+        target = jnp.where(classes == label, 0.875, 0) + jnp.where(mask, 0.125 / (n - 1), 0)
+        weighted = weights.astype(x.dtype) * target
+        return jnp.sum(weighted * (log_partition - x)) + 0.0625 * log_partition**2
 
     return (
         Case("softmax", jaxsoft.softmax, _plain_softmax, x),

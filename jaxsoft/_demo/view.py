@@ -23,7 +23,7 @@ from jaxsoft._demo.saturation import Saturation
 from jaxsoft._demo.speed import Comparison, Speed
 
 _ALL_DIGITS = 0.5 / float(jnp.finfo(jnp.float32).eps)  # an error, in eps, that leaves no digit
-_WIDTH = 88  # of lines that are still pleasant to read
+_WIDTH = 80, 88  # narrower the tables do not fit, wider the text is hard to read
 _GAP = 20  # of the saturated row that is shown in detail
 
 
@@ -32,7 +32,7 @@ class View:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self.console.width = min(self.console.width, _WIDTH)
+        self.console.width = min(max(self.console.width, _WIDTH[0]), _WIDTH[1])
 
     def track(self, steps: Sequence[Step], description: str, /) -> Iterable[Step]:
         """Yields the steps; meanwhile a terminal shows a progress bar."""
@@ -143,15 +143,17 @@ def _(section: Derivatives) -> RenderableType:
         table.add_row(
             name.replace("cross_entropy, ", "… "),
             *(_error(error, section.tolerance) for error in worst),
-            Text("✓", "green") if passed else Text("✗", "bold red"),
+            Text("pass", "green") if passed else Text("FAIL", "bold red"),
         )
-    several = "; ".join(f"{name} of {', '.join(of)}" for name, of in columns.items() if of[1:])
-    note = Text(
+    sentences = [
         "Largest error, in eps of float32, of the values and derivatives against jax.jacfwd of a "
-        f"plain reference in float64; {section.tolerance:.0f} is allowed. "
-        + (f"The worst {several}. " if several else "")
-        + ("fwd∘rev is jacfwd(jacrev)." if "jacfwd(jacrev)" in section.modes else "")
-    )
+        f"plain reference in float64; {section.tolerance:.0f} is allowed."
+    ]
+    several = {name: ", ".join(modes) for name, modes in columns.items() if len(modes) > 1}
+    sentences += [f"{name} is the worst of {modes}." for name, modes in several.items()]
+    if "jacfwd(jacrev)" in section.modes:
+        sentences.append("fwd∘rev is jacfwd(jacrev).")
+    note = Text(" ".join(sentences))
     return _section("Every function in every mode", table, note)
 
 

@@ -1,0 +1,1 @@
+"""Speed of jaxsoft against jax.nn and optax: `python -m benchmarks`."""

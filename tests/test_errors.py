@@ -1,0 +1,186 @@
+"""The message of every error: function, argument, what came and what is wanted."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+
+X = jnp.zeros((4, 3))
+ROWS = jnp.zeros(4, int)
+ONE_ARRAY = [
+    jaxsoft.softmax,
+    jaxsoft.log_softmax,
+    jaxsoft.logsumexp,
+    jaxsoft.entropy,
+]
+
+
+def call(fun, *args, **kwargs):
+    # The tests check annotations at run time; here the function's own check is to answer.
+    return inspect.unwrap(fun)(*args, **kwargs)
+
+
+def fails(error, message, fun, *args, **kwargs):
+    """Raises eagerly, under jit, and without any array work."""
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        call(fun, *args, **kwargs)
+
+
+@pytest.mark.parametrize("fun", ONE_ARRAY)
+def test_what_is_no_real_array(fun):
+    name = fun.__name__
+    argument = "a" if name == "logsumexp" else "x"
+    fails(TypeError, f"{name}: {argument} must be an array or a number, got list", fun, [1.0, 2.0])
+    fails(TypeError, f"{name}: {argument} must be an array or a number, got NoneType", fun, None)
+    fails(TypeError, f"{name}: {argument} must be an array or a number, got str 'x'", fun, "x")
+    fails(
+        TypeError, f"{name}: {argument} must be real, got dtype complex128", fun, X.astype(complex)
+    )
+    fails(TypeError, f"{name}: {argument} must be numeric, got dtype <U1", fun, np.array(["a"]))
+    key = jax.random.key(0)
+    fails(TypeError, f"{name}: {argument} must be real, got dtype key<fry>", fun, key)
+
+
+@pytest.mark.parametrize("fun", ONE_ARRAY)
+def test_axis(fun):
+    name = fun.__name__
+    wrong = f"{name}: axis must lie in [-2, 2) for an array of 2 dimensions, got "
+    fails(ValueError, wrong + "2", fun, X, 2)
+    fails(ValueError, wrong + "-3", fun, X, (0, -3))
+    fails(ValueError, f"{name}: axis must name each axis once, got (0, -2)", fun, X, (0, -2))
+    message = f"{name}: axis must be an integer, a tuple of integers or None, got float"
+    fails(TypeError, message, fun, X, 1.0)
+    scalar = f"{name}: axis must lie in [0, 0) for an array of 0 dimensions, got -1"
+    fails(ValueError, scalar, fun, 1.0, -1)
+
+
+@pytest.mark.parametrize("fun", ONE_ARRAY)
+def test_where(fun):
+    name = fun.__name__
+    fails(TypeError, f"{name}: where must be boolean, got dtype float64", fun, X, where=X)
+    message = f"{name}: where must broadcast to (4, 3) (the shape of the logits), got (4,)"
+    fails(ValueError, message, fun, X, where=ROWS == 0)
+
+
+@pytest.mark.parametrize("fun", [jaxsoft.softmax, jaxsoft.log_softmax, jaxsoft.entropy])
+def test_temperature(fun):
+    name = fun.__name__
+    fails(ValueError, f"{name}: temperature must be positive, got 0", fun, X, temperature=0)
+    fails(ValueError, f"{name}: temperature must be positive, got nan", fun, X, temperature=np.nan)
+    missing = f"{name}: temperature must be an array or a number, got NoneType"
+    fails(TypeError, missing, fun, X, temperature=None)
+    message = (
+        f"{name}: temperature must broadcast to (4, 1) "
+        "((4, 3) with the reduced axes (1,) of size 1), got (4,)"
+    )
+    fails(ValueError, message, fun, X, temperature=jnp.ones(4))
+
+
+def test_sink():
+    message = (
+        "softmax: sink must broadcast to (4, 1) "
+        "((4, 3) with the reduced axes (1,) of size 1), got (3,)"
+    )
+    fails(ValueError, message, jaxsoft.softmax, X, sink=jnp.zeros(3))
+    fails(
+        TypeError,
+        "log_softmax: sink must be real, got dtype complex128",
+        jaxsoft.log_softmax,
+        X,
+        sink=1j,
+    )
+
+
+def test_labels():
+    fun = jaxsoft.cross_entropy
+    fails(
+        ValueError,
+        "cross_entropy: labels must have shape (4,) (logits (4, 3) without axis 1), got (4, 1)",
+        fun,
+        X,
+        ROWS[:, None],
+    )
+    fails(
+        ValueError,
+        "cross_entropy: labels must have shape (4, 3) (target probabilities, as the logits), "
+        "got (3,)",
+        fun,
+        X,
+        jnp.zeros(3),
+    )
+    fails(
+        TypeError,
+        "cross_entropy: labels must be integers or floating, got dtype bool",
+        fun,
+        X,
+        ROWS == 0,
+    )
+    fails(TypeError, "cross_entropy: labels must be an array or a number, got list", fun, X, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "label_smoothing must lie in [0, 1], got 1.5", {"label_smoothing": 1.5}),
+        (ValueError, "label_smoothing must lie in [0, 1], got -0.1", {"label_smoothing": -0.1}),
+        (TypeError, "label_smoothing must be a number, got str '0.1'", {"label_smoothing": "0.1"}),
+        (
+            ValueError,
+            "label_smoothing must be a scalar, got shape (4,)",
+            {"label_smoothing": jnp.zeros(4)},
+        ),
+        (ValueError, "z_loss must lie in [0, inf), got -1", {"z_loss": -1}),
+        (ValueError, "softcap must lie in (0, inf), got 0", {"softcap": 0}),
+        (TypeError, "ignore_index must be an integer, got float", {"ignore_index": 1.0}),
+        (
+            ValueError,
+            "class_weights must have shape (3,) (one weight per class), got (4,)",
+            {"class_weights": jnp.ones(4)},
+        ),
+        (ValueError, "temperature must be positive, got -1.0", {"temperature": -1.0}),
+    ],
+)
+def test_options_of_cross_entropy(error, message, options):
+    fails(error, f"cross_entropy: {message}", jaxsoft.cross_entropy, X, ROWS, **options)
+
+
+def test_ignore_index_with_targets():
+    message = "cross_entropy: ignore_index must be None with target probabilities"
+    fails(ValueError, message, jaxsoft.cross_entropy, X, X, ignore_index=0)
+
+
+def test_two_arrays():
+    message = "kl_divergence: y must have shape (4, 3) (the shape of x), got (3,)"
+    fails(ValueError, message, jaxsoft.kl_divergence, X, X[0])
+    message = "softmax_vjp: g must broadcast to (4, 3) (the shape of p), got (4,)"
+    fails(ValueError, message, jaxsoft.softmax_vjp, X, X[:, 0])
+    message = "softmax_jvp: v must be an array or a number, got list"
+    fails(TypeError, message, jaxsoft.softmax_jvp, X, [1.0])
+    message = "logsumexp: b must broadcast to (4, 3) (the shape of a), got (4,)"
+    fails(ValueError, message, jaxsoft.logsumexp, X, b=X[:, 0])
+
+
+def test_classes():
+    fun = jaxsoft.softmax_derivative
+    fails(ValueError, "softmax_derivative: i must lie in [0, 3), got 3", fun, X, 3, 0)
+    fails(ValueError, "softmax_derivative: j must lie in [0, 3), got -1", fun, X, 0, -1)
+    fails(TypeError, "softmax_derivative: i must be an integer, got dtype float64", fun, X, 0.5, 0)
+    message = "softmax_derivative: j must broadcast to (4,) (the shape without the axis), got (3,)"
+    fails(ValueError, message, fun, X, 0, jnp.zeros(3, int))
+    assert np.all(np.isnan(fun(X, jnp.full(4, -1), 0)))
+
+
+def test_jvp_from_vjp():
+    fails(TypeError, "jvp_from_vjp: fun must be callable, got int", jaxsoft.jvp_from_vjp, 3)
+
+
+def test_errors_are_raised_while_tracing_too():
+    with pytest.raises(ValueError, match=r"^softmax: axis must lie in"):
+        jax.jit(lambda x: jaxsoft.softmax(x, 5))(X)
+    with pytest.raises(ValueError, match=r"^cross_entropy: labels must have shape"):
+        jax.eval_shape(jaxsoft.cross_entropy, X, ROWS[:3])

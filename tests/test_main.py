@@ -1,0 +1,266 @@
+"""`python -m jaxsoft`: what it measures, prints and saves, and its exit status."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+import jaxsoft
+from jaxsoft.__main__ import main
+from jaxsoft._demo import derivatives, iris, saturation, speed
+from jaxsoft._demo.view import View
+
+PUBLIC = {name for name, value in vars(jaxsoft).items() if callable(value)} - {"jvp_from_vjp"}
+DERIVATIVES = derivatives.derivatives  # before it is replaced
+
+
+def once(function):
+    """The function, called at most once: later calls return the same result."""
+    results = []
+
+    def call(**options):
+        if not results:
+            # What Optax computes relies on the promotion that conftest.py forbids.
+            with jax.numpy_dtype_promotion("standard"):
+                results.append(function(**options))
+        return results[0]
+
+    return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derivatives, "derivatives", once(derivatives.derivatives))
+        patch.setattr(saturation, "saturation", once(saturation.saturation))
+        patch.setattr(speed, "speed", once(speed.speed))
+        patch.setattr(iris, "train_on_iris", once(iris.train_on_iris))
+        yield
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs the command in an empty directory; returns its exit status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*options):
+        status = main(["--quick", *options])
+        return status, capsys.readouterr()
+
+    return run
+
+
+# ----------------------------------------------------------------------------------------- JSON
+
+
+@pytest.fixture
+def document(run):
+    status, printed = run("--json", "--figure", "figure.png")
+    assert status == 0
+    assert printed.err == ""
+    return json.loads(printed.out)
+
+
+def test_json_says_that_every_check_passed(document):
+    assert document["passed"] is True
+    assert document["failures"] == []
+    assert document["quick"] is True
+    assert document["environment"]["jaxsoft"] == jaxsoft.__version__
+    assert document["environment"]["devices"]
+
+
+def test_every_public_function_is_checked(document):
+    checked = document["derivatives"]
+    names = {name.partition(",")[0] for name in checked["errors"]}
+    assert names == PUBLIC
+    for errors in checked["errors"].values():
+        assert list(errors) == checked["modes"]
+        assert all(0 <= error <= checked["tolerance"] for error in errors.values())
+
+
+def test_worked_example(document):
+    printed, computed = document["worked_example"]["rows"]
+    assert [round(p, 2) for p in printed["probabilities"]] == [0.69, 0.10, 0.21]
+    assert round(printed["same_class"], 4) == round(0.69 * (1 - 0.69), 4)
+    assert round(printed["cross_class"], 4) == round(-0.69 * 0.10, 4)
+    assert [round(p, 4) for p in computed["probabilities"]] == [0.6842, 0.1098, 0.2061]
+    assert document["worked_example"]["outlier"] == "versicolor"
+
+
+def test_saturated_row(document):
+    rows = {(row["gap"], row["quantity"]): row for row in document["saturation"]["rows"]}
+    gradient = rows[20, "∂loss/∂z₁"]
+    loss = math.log1p(2 * math.exp(-20))
+    assert gradient["exact"] == pytest.approx(math.expm1(-loss), rel=1e-15)
+    assert gradient["values"]["jaxsoft"] == pytest.approx(gradient["exact"], rel=1e-6)
+    assert gradient["values"]["jax.nn"] == gradient["values"]["optax"] == 0
+    assert all(row["errors"]["jaxsoft"] <= row["tolerance"] for row in rows.values())
+
+
+def test_time_and_memory(document):
+    comparisons = document["speed"]["comparisons"]
+    assert {(c["quantity"], c["dtype"]) for c in comparisons} == {
+        (quantity, dtype)
+        for quantity in ("softmax", "softmax + VJP", "cross-entropy", "cross-entropy + gradient")
+        for dtype in ("float32", "bfloat16")
+    }
+    for c in comparisons:
+        assert 0 < c["low"] <= c["ratio"] <= c["high"]
+        assert c["seconds"] > 0
+        assert c["peer_seconds"] > 0
+
+
+def test_training(document):
+    training = document["training"]
+    assert training["classes"] == ["setosa", "versicolor", "virginica"]
+    assert training["train_loss"][0] == pytest.approx(math.log(3))
+    assert training["train_loss"][-1] < 0.2
+    assert training["accuracy"] == training["correct"] / training["held_out"] > 0.75
+    p, jacobian = training["probabilities"], training["jacobian"]
+    for i in range(3):
+        assert sum(jacobian[i]) == pytest.approx(0, abs=1e-7)
+        for j in range(3):
+            assert jacobian[i][j] == pytest.approx(p[i] * ((i == j) - p[j]), abs=1e-6)
+
+
+def test_figure_is_a_png(document, tmp_path):
+    assert document["figure"] == str(tmp_path / "figure.png")
+    content = (tmp_path / "figure.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(content) > 20_000
+
+
+# --------------------------------------------------------------------------------- for a person
+
+
+def test_report_in_80_columns(run, tmp_path):
+    status, printed = run()
+    assert status == 0
+    lines = printed.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in printed.out.replace("… soft labels", "").replace("… options", "")
+    for text in (jaxsoft.__version__, jax.__version__, "0.6842", "-0.07", "all lost", "bfloat16"):
+        assert text in printed.out
+    for name in PUBLIC:
+        assert any(line.split()[:1] == [name] and line.split()[-1] == "pass" for line in lines)
+    assert any(line.startswith(" ∂p virginica") for line in lines)
+    assert "Every check passed" in printed.out
+    assert "Figure saved to jaxsoft-report.png" in printed.out
+    assert (tmp_path / "jaxsoft-report.png").exists()
+    assert not any(ord(c) < 32 and c != "\n" for c in printed.out)  # no control characters
+
+
+def test_all_modes_fit_in_80_columns():
+    errors = {name: dict.fromkeys(derivatives._MODES, 12.3) for name in PUBLIC}
+    section = derivatives.Derivatives(derivatives._MODES, errors, 16.0, ())
+    file = io.StringIO()
+    View(Console(file=file, width=80)).show(section)
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+    assert "fwd∘  fwd∘  rev∘  rev∘" in file.getvalue()
+    assert file.getvalue().count("12.3") == 9 * len(PUBLIC)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_is_for_terminals(terminal):
+    file = io.StringIO()
+    view = View(Console(file=file, force_terminal=terminal, width=80))
+    assert list(view.track([1, 2, 3], "counting")) == [1, 2, 3]
+    assert ("counting" in file.getvalue()) is terminal
+
+
+# ------------------------------------------------------------------------------ when it is wrong
+
+
+@pytest.fixture
+def _wrong_softmax(monkeypatch):
+    right = jaxsoft.softmax
+
+    def with_twice_the_derivative(x):
+        p = right(x)
+        return 2 * p - jax.lax.stop_gradient(p)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxsoft, "softmax", with_twice_the_derivative)
+        wrong = [case for case in derivatives.cases(0) if case.name == "softmax"]
+    monkeypatch.setattr(derivatives, "cases", lambda seed: wrong)
+    monkeypatch.setattr(derivatives, "derivatives", DERIVATIVES)
+
+
+@pytest.mark.usefixtures("_wrong_softmax")
+def test_a_wrong_derivative_is_found(run):
+    status, printed = run("--json")
+    document = json.loads(printed.out)
+    assert status == 1
+    assert document["passed"] is False
+    assert [text.partition(": ")[0] for text in document["failures"]] == [
+        "softmax, jit(jvp)",
+        "softmax, jit(vjp)",
+    ]
+    assert document["derivatives"]["errors"]["softmax"]["value"] < 1
+
+
+@pytest.mark.usefixtures("_wrong_softmax")
+def test_a_wrong_derivative_is_shown(run):
+    status, printed = run()
+    assert status == 1
+    assert "2 checks failed" in printed.out
+    assert "softmax, jit(vjp): off by" in printed.out
+    assert any(
+        line.split()[:1] == ["softmax"] and "FAIL" in line for line in printed.out.splitlines()
+    )
+
+
+def test_a_mode_that_raises_is_wrong():
+    @jax.custom_vjp
+    def only_in_reverse(x):
+        return x**2
+
+    only_in_reverse.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+    case = derivatives.Case("square", only_in_reverse, lambda x: x**2, jnp.ones(2, jnp.float32))
+    errors = derivatives._errors(case, ("value", "jit(jvp)", "jit(vjp)"))
+    assert errors == {"value": 0, "jit(jvp)": math.inf, "jit(vjp)": 0}
+
+
+@pytest.mark.parametrize("missing", ["rich", "optax", "sklearn", "matplotlib"])
+def test_missing_dependency(run, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, printed = run()
+    assert status == 2
+    assert printed.out == ""
+    assert 'pip install "jaxsoft[demo]"' in printed.err
+    assert missing.replace("sklearn", "scikit-learn") in printed.err
+
+
+def test_json_needs_no_rich(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert run("--json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--figure", "figure.txt"], "--figure must end in .pdf, .png, .svg, got figure.txt"),
+        (["--figure", "no/figure.png"], "--figure: cannot write into the directory no"),
+        (["--seed", "-1"], "--seed must lie in [0, 2**32), got -1"),
+    ],
+)
+def test_wrong_options(capsys, options, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(options)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_a_command():
+    command = [sys.executable, "-m", "jaxsoft"]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"jaxsoft {jaxsoft.__version__}\n"
+    usage = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert all(option in usage.stdout for option in ("--quick", "--json", "--figure", "--seed"))
