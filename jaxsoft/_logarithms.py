@@ -47,8 +47,8 @@ def log_softmax(
     Example:
         >>> import jax, jax.numpy as jnp, jaxsoft
         >>> x = jnp.array([20.0, 0.0])
-        >>> print(jaxsoft.log_softmax(x), jax.nn.log_softmax(x))
-        [-2.0611537e-09 -2.0000000e+01] [  0. -20.]
+        >>> print(f"{jaxsoft.log_softmax(x)[0]:.4g} {jax.nn.log_softmax(x)[0]:.4g}")
+        -2.061e-09 0
 
     Source: Blanchard, Higham & Higham 2021.
     """
@@ -155,8 +155,8 @@ def logsumexp(
 
     Example:
         >>> import jax.numpy as jnp, jaxsoft
-        >>> print(jaxsoft.logsumexp(jnp.array([0.0, -20.0])))
-        2.0611537e-09
+        >>> print(f"{jaxsoft.logsumexp(jnp.array([0.0, -20.0])):.4g}")
+        2.061e-09
 
     Source: Blanchard, Higham & Higham 2021.
     """
@@ -281,8 +281,8 @@ def entropy(
 
     Example:
         >>> import jax.numpy as jnp, jaxsoft
-        >>> print(jaxsoft.entropy(jnp.zeros(4)), jaxsoft.entropy(jnp.array([40.0, 0.0])))
-        1.3862944 1.7418268e-16
+        >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
+        1.742e-16
     """
     x = _checks.floating("entropy", "x", x)
     axes = _checks.axes("entropy", axis, x.ndim)

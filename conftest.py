@@ -1,7 +1,10 @@
 """Strict JAX for every test: no silent promotion of ranks or dtypes, float64 at hand."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -9,3 +12,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # No deadline, since the first call compiles; the same examples in every run.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+
+
+@pytest.fixture(autouse=True)
+def precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The examples of the documentation run as a user runs them, in float32."""
+    jax.config.update("jax_enable_x64", not isinstance(request.node, pytest.DoctestItem))
+    yield
+    jax.config.update("jax_enable_x64", True)
