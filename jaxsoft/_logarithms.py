@@ -327,7 +327,9 @@ def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
 def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(1 / row.normalizer))
+    slope, _ = jacobian_product(
+        p, _gaps(z, row, axis), axis, undominated(1 / _rows.at_least_one(row.normalizer))
+    )
     return jnp.expand_dims(cotangent, axis) * slope, None
 
 

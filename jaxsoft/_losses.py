@@ -241,7 +241,9 @@ def _hard_residual_fwd(z: Array, labels: Array, row: _rows.Row, axis: int) -> tu
 def _hard_residual_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    z_bar, _ = jacobian_product(p, cotangent, axis, undominated(1 / row.normalizer))
+    z_bar, _ = jacobian_product(
+        p, cotangent, axis, undominated(1 / _rows.at_least_one(row.normalizer))
+    )
     return z_bar, None, None
 
 
@@ -370,7 +372,9 @@ def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
     q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
     ratio = _log_ratio(z, w, z_row, w_row, axis)
-    z_bar, _ = jacobian_product(p, -ratio, axis, undominated(1 / z_row.normalizer))
+    z_bar, _ = jacobian_product(
+        p, -ratio, axis, undominated(1 / _rows.at_least_one(z_row.normalizer))
+    )
     plain = q - p
     exact = _rows.difference(p, q, lax.stop_gradient(ratio))
     w_bar = plain + lax.stop_gradient(exact - plain)

@@ -111,12 +111,12 @@ def test_vjp_and_jvp_of_softmax(case):
         for fun in (pulled_back, pushed_forward):
             for result in eager_and_jitted(fun, exact.row, v):
                 within(error_in_eps(result, product, scale=scale), limit)
-    if dtype in WIDE:
+    if dtype in WIDE:  # with a common offset, reverse mode
         noise = np.random.default_rng(1).normal(size=exact.row.size).astype(dtype)
         v = noise + DTYPES[dtype](1000)
         product, spread = exact.jacobian_product(v)
         scale = np.maximum(spread, smallest)
-        for fun in (pulled_back, pushed_forward, product_of_stored):
+        for fun in (pulled_back, product_of_stored):
             within(error_in_eps(jitted(fun)(exact.row, v), product, scale=scale), limit)
 
 
