@@ -73,12 +73,16 @@ def _log_softmax(
     x = _rows.merge_axes(x, axes)
     options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
 
+    def logits() -> _rows.Logits:
+        return _rows.prepare(x, axis, *options)
+
+    row = _rows.statistics(logits(), axis)
+
     def logarithms() -> Array:
-        z, z_sink, _ = _rows.prepare(x, axis, *options)
-        row = _rows.statistics(lax.stop_gradient(z), axis, sink=lax.stop_gradient(z_sink))
+        z, _, z_sink, _ = logits()
         return log_probabilities(z, z_sink, row, axis).astype(x.dtype)
 
-    return _rows.unmerge_axes(_rows.keep_only(logarithms), axes, shape)
+    return _rows.unmerge_axes(_rows.keep_inputs(logarithms), axes, shape)
 
 
 # ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j. Where one p_k exceeds 1/2 its entry is (1 - p_k) ȳ_k - p_k Σ_{j≠k} ȳ_j,
@@ -184,23 +188,30 @@ def _logsumexp(
     if not a.size:
         return jnp.full(shape, -jnp.inf, a.dtype), jnp.zeros(shape, a.dtype)
 
-    def signed_logarithm() -> tuple[Array, Array]:
-        z, _, _ = _rows.prepare(_rows.merge_axes(a, axes), axis, _rows.merge_axes(where, axes))
-        constant = lax.stop_gradient(z)
-        if b is None:
-            row = _rows.statistics(constant, axis)
-            out = row.top + log_normalizer(z, row, axis)
-            out = jnp.where(row.rest == -1, -jnp.inf, out)
-            return jnp.where(row.top == jnp.inf, jnp.inf, out), jnp.sign(row.normalizer)
-        factor = _rows.merge_axes(b, axes).astype(z.dtype)
-        top = _rows.maximum(jnp.where(factor == 0, -jnp.inf, constant), axis)
-        logarithm, sign = log_abs_sum(z, factor, top, axis)
-        return top + logarithm, sign
+    x = _rows.merge_axes(a, axes)
+    factors, mask = _rows.merge_axes(b, axes), _rows.merge_axes(where, axes)
 
-    out, sign = _rows.keep_only(signed_logarithm)
-    return out.astype(a.dtype).reshape(shape), lax.stop_gradient(sign.astype(a.dtype)).reshape(
-        shape
-    )
+    def logits() -> _rows.Logits:
+        return _rows.prepare(x, axis, mask)
+
+    if factors is None:
+        row = _rows.statistics(logits(), axis)
+        out = row.top + _rows.keep_inputs(lambda: log_normalizer(logits().z, row, axis))
+        out = jnp.where(row.rest == -1, -jnp.inf, out)
+        out = jnp.where(row.top == jnp.inf, jnp.inf, out)
+        sign = jnp.sign(row.normalizer)
+    else:
+        constant = lax.stop_gradient(logits().z)
+        top = _rows.maximum(jnp.where(factors == 0, -jnp.inf, constant), axis)
+
+        def signed_logarithm() -> tuple[Array, Array]:
+            z = logits().z
+            return log_abs_sum(z, factors.astype(z.dtype), top, axis)
+
+        out, sign = _rows.keep_inputs(signed_logarithm)
+        out += top
+    sign = lax.stop_gradient(sign.astype(a.dtype))
+    return out.astype(a.dtype).reshape(shape), sign.reshape(shape)
 
 
 # ȳ ↦ z̄ = ȳ p, from the statistics of these very logits.
@@ -300,12 +311,15 @@ def _entropy(
     if not x.size:
         return jnp.zeros(shape, x.dtype)
 
-    def entropies() -> Array:
-        inputs = [_rows.merge_axes(a, axes) for a in (where, temperature)]
-        z, _, _ = _rows.prepare(_rows.merge_axes(x, axes), axis, *inputs)
-        return row_entropy(z, _rows.statistics(lax.stop_gradient(z), axis), axis)
+    merged = _rows.merge_axes(x, axes)
+    options = [_rows.merge_axes(option, axes) for option in (where, temperature)]
 
-    return _rows.keep_only(entropies).astype(x.dtype).reshape(shape)
+    def logits() -> _rows.Logits:
+        return _rows.prepare(merged, axis, *options)
+
+    row = _rows.statistics(logits(), axis)
+    entropies = _rows.keep_inputs(lambda: row_entropy(logits().z, row, axis))
+    return entropies.astype(x.dtype).reshape(shape)
 
 
 # ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
@@ -327,9 +341,7 @@ def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
 def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    slope, _ = jacobian_product(
-        p, _gaps(z, row, axis), axis, undominated(1 / _rows.at_least_one(row.normalizer))
-    )
+    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(row.largest))
     return jnp.expand_dims(cotangent, axis) * slope, None
 
 

@@ -125,35 +125,39 @@ def _cross_entropy(
     if not ids:
         labels = _rows.merge_axes(labels, axes)
     ignored = None if ignore_index is None else labels == ignore_index
+    x = _rows.merge_axes(logits, axes)
+    mask, temperature = _rows.merge_axes(where, axes), _rows.merge_axes(temperature, axes)
 
-    def prepared_loss() -> Array:
-        x, mask = _rows.merge_axes(logits, axes), _rows.merge_axes(where, axes)
-        if ignored is not None:
-            x = jnp.where(
-                jnp.expand_dims(ignored, axis), 0, x
-            )  # a cotangent of 0 does not silence a NaN
+    def prepared() -> _rows.Logits:
+        given = x
+        if ignored is not None:  # a cotangent of 0 does not silence a NaN
+            given = jnp.where(jnp.expand_dims(ignored, axis), 0, given)
         if softcap is not None:
-            x = _rows.cap(x if mask is None else jnp.where(mask, x, 0), softcap)
-        z, _, shift = _rows.prepare(x, axis, mask, _rows.merge_axes(temperature, axes))
-        weights = None
+            given = _rows.cap(given if mask is None else jnp.where(mask, given, 0), softcap)
+        return _rows.prepare(given, axis, mask, temperature)
+
+    index = None
+    if ids:
+        valid = (labels >= 0) & (labels < x.shape[axis])
+        index = jnp.where(valid, labels, 0)
+        row = _rows.statistics(prepared(), axis, index)
+        counted = valid if ignored is None else valid | ignored
+        # A NaN in the statistics makes the loss and every derivative of its row NaN.
+        row = row._replace(rest=jnp.where(counted, row.rest, jnp.nan))
+    else:
+        row = _rows.statistics(prepared(), axis)
+
+    def losses() -> Array:
+        z, _, _, shift = prepared()
+        weights = uniform = None
         if class_weights is not None:
-            weights = jnp.expand_dims(
-                class_weights.astype(dtype), [a for a in range(z.ndim) if a != axis]
-            )
-        uniform = None
+            others = [a for a in range(z.ndim) if a != axis]
+            weights = jnp.expand_dims(class_weights.astype(dtype), others)
         if label_smoothing is not None:
             alpha = jnp.asarray(label_smoothing, dtype)
             alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
             uniform = _uniform(alpha, mask, z.shape, axis)
-        constant = lax.stop_gradient(z)
-        if ids:
-            valid = (labels >= 0) & (labels < z.shape[axis])
-            index = jnp.where(valid, labels, 0)
-            row = _rows.statistics(constant, axis, index)
-            if ignored is not None:
-                valid |= ignored
-            # A NaN in the statistics makes the loss and every derivative of its row NaN.
-            row = row._replace(top=jnp.where(valid, row.top, jnp.nan))
+        if index is not None:
             loss = negative_log_likelihood(z, index, row, axis)
             if uniform is not None:
                 loss *= 1 - alpha
@@ -163,7 +167,6 @@ def _cross_entropy(
                 loss = weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
             target = uniform
         else:
-            row = _rows.statistics(constant, axis)
             loss = jnp.zeros_like(row.top)
             target = labels.astype(dtype)
             if uniform is not None:
@@ -180,7 +183,7 @@ def _cross_entropy(
             loss += jnp.asarray(z_loss, dtype) * log_partition**2
         return loss
 
-    loss = _rows.keep_only(prepared_loss)
+    loss = _rows.keep_inputs(losses)
     if ignored is not None:
         loss = jnp.where(ignored, 0, loss)
     return loss.reshape(shape)
@@ -226,7 +229,7 @@ def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
     others /= jnp.expand_dims(_rows.at_least_one(row.normalizer), axis)
     z_label = _rows.take(z, labels, axis)
     loss = (row.top - z_label) + row.log_normalizer
-    at_label = jnp.where(z_label == -jnp.inf, 0, -_rows.complement(loss))
+    at_label = jnp.where(z_label == -jnp.inf, 0, -_rows.other_mass(loss))
     here = _rows.one_hot(labels, z.shape, axis)
     return jnp.where(here, jnp.expand_dims(at_label, axis), others)
 
@@ -241,9 +244,7 @@ def _hard_residual_fwd(z: Array, labels: Array, row: _rows.Row, axis: int) -> tu
 def _hard_residual_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    z_bar, _ = jacobian_product(
-        p, cotangent, axis, undominated(1 / _rows.at_least_one(row.normalizer))
-    )
+    z_bar, _ = jacobian_product(p, cotangent, axis, undominated(row.largest))
     return z_bar, None, None
 
 
@@ -338,15 +339,14 @@ def _kl_divergence(x: Array, y: Array, where: Array | None, *, axes: tuple[int, 
     if not x.size:
         return jnp.zeros(shape, dtype)
 
-    def loss() -> Array:
-        mask = _rows.merge_axes(where, axes)
-        z, _, _ = _rows.prepare(_rows.merge_axes(x.astype(dtype), axes), axis, mask)
-        w, _, _ = _rows.prepare(_rows.merge_axes(y.astype(dtype), axes), axis, mask)
-        z_row = _rows.statistics(lax.stop_gradient(z), axis)
-        w_row = _rows.statistics(lax.stop_gradient(w), axis)
-        return divergence(z, w, z_row, w_row, axis)
+    mask = _rows.merge_axes(where, axes)
 
-    return _rows.keep_only(loss).astype(dtype).reshape(shape)
+    def logits(given: Array) -> _rows.Logits:
+        return _rows.prepare(_rows.merge_axes(given.astype(dtype), axes), axis, mask)
+
+    rows = [_rows.statistics(logits(given), axis) for given in (x, y)]
+    loss = _rows.keep_inputs(lambda: divergence(logits(x).z, logits(y).z, *rows, axis))
+    return loss.astype(dtype).reshape(shape)
 
 
 # z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p).
@@ -372,9 +372,7 @@ def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
     q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
     ratio = _log_ratio(z, w, z_row, w_row, axis)
-    z_bar, _ = jacobian_product(
-        p, -ratio, axis, undominated(1 / _rows.at_least_one(z_row.normalizer))
-    )
+    z_bar, _ = jacobian_product(p, -ratio, axis, undominated(z_row.largest))
     plain = q - p
     exact = _rows.difference(p, q, lax.stop_gradient(ratio))
     w_bar = plain + lax.stop_gradient(exact - plain)

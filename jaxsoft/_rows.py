@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int, Shaped
 
 from jaxsoft._autodiff import jvp_from_vjp
 
-_KEPT = "jaxsoft kept"
+_SHORT = 16  # the length of a short row
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
 
 
@@ -64,13 +63,30 @@ def unmerge_axes(x: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Arr
 # --------------------------------------------------------------------------------- preparation
 
 
+class Logits(NamedTuple):
+    """Rows of logits, ready for an exponential.
+
+    Attributes:
+        z: the logits, in float32 or wider; -inf where they are masked.
+        top: the maximum m of each row and its sink, or any finite number for a row of -inf alone:
+            a constant, without the axis.
+        sink: the extra logit of each row, moved by the same shift as z, without the axis.
+        shift: what was subtracted from the scaled logits, without the axis; None for nothing.
+    """
+
+    z: Float[Array, "..."]
+    top: Float[Array, "..."]
+    sink: Float[Array, "..."] | None
+    shift: Float[Array, "..."] | None
+
+
 def prepare(
     x: Float[Array, "..."],
     axis: int,
     where: Bool[Array, "..."] | None = None,
     temperature: Float[Array, "..."] | None = None,
     sink: Float[Array, "..."] | None = None,
-) -> tuple[Float[Array, "..."], Float[Array, "..."] | None, Float[Array, "..."] | None]:
+) -> Logits:
     """Widens, masks and scales logits: differentiable in x, the temperature and the sink.
 
     With a temperature T the logits are centred before they are divided, z = (x - m) / T, so that
@@ -83,24 +99,26 @@ def prepare(
         where: mask of the shape of x.
         temperature: with the axis of size 1.
         sink: with the axis of size 1.
-
-    Returns:
-        The logits z; the sink moved by the same shift, and the shift (None without temperature),
-        both without the axis.
     """
     dtype = compute_dtype(x.dtype)
-    z = x.astype(dtype)
-    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
     if where is not None:
-        z = jnp.where(where, z, -jnp.inf)
-    if temperature is None:
-        return z, sink, None
-    temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
-    top = jnp.expand_dims(maximum(lax.stop_gradient(z), axis), axis)
-    shift = (top / temperature).squeeze(axis)
-    absent = z == -jnp.inf
-    z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, top, z), top, temperature))
-    return z, None if sink is None else sink - shift, shift
+        x = jnp.where(where, x, -jnp.inf)
+    z = x.astype(dtype)
+    # Of the 16-bit numbers: on the CPU XLA then makes one kernel of softmax.
+    top = maximum(lax.stop_gradient(x), axis).astype(dtype)
+    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
+    shift = None
+    if temperature is not None:
+        temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
+        shift = top / temperature.squeeze(axis)
+        centre = jnp.expand_dims(top, axis)
+        absent = z == -jnp.inf
+        z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, centre, z), centre, temperature))
+        sink = None if sink is None else sink - shift
+        top = jnp.zeros_like(top)
+    if sink is not None:
+        top = jnp.maximum(top, lax.stop_gradient(sink))
+    return Logits(z, top, sink, shift)
 
 
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
@@ -137,7 +155,7 @@ class Row(NamedTuple):
     """Statistics of rows of logits z, from which every function of the package is built.
 
     Attributes:
-        top: the maximum m, or the lowest finite number for a row of -inf alone.
+        top: the maximum m, or a finite number for a row of -inf alone.
         rest: Z - 1 with Z = Σ exp(z - m): the sum of the exponentials without the one of the
             maximum, which is 1. It keeps its relative accuracy where Z rounds to 1. In a row of
             -inf alone it is -1.
@@ -156,70 +174,53 @@ class Row(NamedTuple):
         """log Z, to its last bits where Z rounds to 1; 0 for a row of -inf alone."""
         return jnp.log1p(jnp.maximum(self.rest, 0))
 
+    @property
+    def largest(self) -> Float[Array, "..."]:
+        """1 / Z, the largest probability; 1 for a row of -inf alone."""
+        return 1 / at_least_one(self.normalizer)
 
-def statistics(
-    z: Float[Array, "..."],
-    axis: int,
-    index: Int[Array, "..."] | None = None,
-    sink: Float[Array, "..."] | None = None,
-) -> Row:
-    """Computes the statistics of each row of logits.
+
+def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None) -> Row:
+    """Computes the statistics of each row of logits: constants, without a derivative.
 
     Args:
-        z: logits.
+        logits: as `prepare` returns them.
         axis: the axis of a row.
         index: the entry that is kept out of the sum. Default: the maximum. With another entry
             `rest` is exact to the rounding of Z.
-        sink: an extra logit for each row.
     """
-    top = maximum(z, axis, sink)
+    z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
     if index is None:
         index = jnp.argmax(z, axis)
-    apart = take(z, index, axis)
-    rest = _sum_without(z, top, index, axis)
     # Without the barrier XLA copies the sum into each use that the functions of the row make of it.
-    top, apart, rest = lax.optimization_barrier((top, apart, rest))
+    rest, apart = lax.optimization_barrier(_divided_sum(z, top, index, axis))
     if sink is not None:
         # The larger of the two takes the place of the entry kept out.
-        rest += jnp.exp(jnp.minimum(apart, sink) - top)
-        apart = jnp.maximum(apart, sink)
+        of_sink = jnp.exp(sink - top)
+        rest, apart = rest + jnp.minimum(apart, of_sink), jnp.maximum(apart, of_sink)
     # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For any
     # other its rounding is that of Z.
-    rest += jnp.exp(apart - top) - 1
-    return kept(Row(top, rest))
+    return Row(top, rest + (apart - 1))
 
 
-def kept(x: Any) -> Any:
-    """Marks arrays that `keep_only` keeps for the backward pass."""
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, _KEPT), x)
-
-
-def keep_only(fun: Callable[[], Any]) -> Any:
-    """Calls `fun` so that reverse mode keeps what is marked, and what `fun` closes over.
+def keep_inputs(fun: Callable[[], Any]) -> Any:
+    """Calls `fun` so that reverse mode keeps what it closes over, and nothing that it computes.
 
     What `prepare` makes of the logits is an array of their size: it is made again instead.
     """
-    policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
-    return jax.checkpoint(fun, policy=policy, prevent_cse=False)()
+    return jax.checkpoint(fun, prevent_cse=False)()
 
 
-def maximum(
-    z: Float[Array, "..."], axis: int, sink: Float[Array, "..."] | None = None
-) -> Float[Array, "..."]:
-    """The maximum of each row and its sink; the lowest finite number for a row of -inf alone."""
-    top = jnp.max(z, axis)
-    if sink is not None:
-        top = jnp.maximum(top, sink)
-    return jnp.maximum(top, jnp.finfo(top.dtype).min)
+def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The maximum of each row; the lowest finite number for a row of -inf alone."""
+    # The reduction starts from the lowest finite number rather than from -inf, for a maximum taken
+    # of the result would stand between two kernels of XLA on the CPU.
+    return lax.reduce(z, jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), lax.max, (axis,))
 
 
-def normalizer(
-    z: Float[Array, "..."],
-    top: Float[Array, "..."],
-    axis: int,
-    sink: Float[Array, "..."] | None = None,
-) -> Float[Array, "..."]:
-    """Z = Σ exp(z - m), for where the accuracy of Z - 1 does not matter."""
+def normalizer(logits: Logits, axis: int) -> Float[Array, "..."]:
+    """Z = Σ exp(z - m), for where the accuracy of Z - 1 does not matter: a constant."""
+    z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
     total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
     return total if sink is None else total + jnp.exp(sink - top)
 
@@ -250,27 +251,52 @@ def other_exponentials(
 ) -> Float[Array, "..."]:
     """exp(z - m) with 0 at one entry of each row."""
     exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
-    return jnp.where(one_hot(index, z.shape, axis), 0, exponentials)
+
+    def by_selection(exponentials: Array, index: Array) -> Array:
+        return jnp.where(one_hot(index, z.shape, axis), 0, exponentials)
+
+    # On the CPU XLA then shares the exponentials between the sum and the derivative, where a
+    # selection would be fused into either, and take the exponential twice.
+    def by_scatter(exponentials: Array, index: Array) -> Array:
+        places = [lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(index.ndim)]
+        places.insert(axis, index)
+        at_index = exponentials.at[tuple(places)]
+        return at_index.set(0, mode="promise_in_bounds", unique_indices=True)
+
+    if _chunk_count(z.shape[axis]) > 1:
+        return by_selection(exponentials, index)
+    return lax.platform_dependent(exponentials, index, cpu=by_scatter, default=by_selection)
 
 
-def _sum_without(
+def _divided_sum(
     z: Float[Array, "..."], top: Float[Array, "..."], index: Int[Array, "..."], axis: int
-) -> Float[Array, "..."]:
-    """Σ exp(z_j - m) over all j but one: a sum of its own, for a difference would cancel."""
-    chunks = _chunk_count(z.shape[axis])
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Σ exp(z_j - m) without one entry, and that entry: a difference of sums would cancel."""
+    n = z.shape[axis]
+    if n <= _SHORT:
+        # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way.
+        exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+        here = one_hot(index, z.shape, axis)
+        halves = jnp.where(here, 0, exponentials), jnp.where(here, exponentials, 0)
+        zero = jnp.zeros((), z.dtype)
+        add = lambda a, b: (a[0] + b[0], a[1] + b[1])
+        others, own = lax.reduce(halves, (zero, zero), add, (axis,))
+        return others, own
+    own = jnp.exp(take(z, index, axis) - top)
+    chunks = _chunk_count(n)
     if chunks == 1:
-        return jnp.sum(other_exponentials(z, top, index, axis), axis)
+        return jnp.sum(other_exponentials(z, top, index, axis), axis), own
     # XLA fuses a plain exponential into its sum on the CPU, a selected one it writes to memory
     # first: 3 to 4 times slower on arrays beyond the cache. So only the chunk of the entry left
     # out, one in `chunks`, is summed by selection.
-    size = z.shape[axis] // chunks
+    size = n // chunks
     chunk, place = index // size, index % size
     z = _chunked(z, axis, chunks)
     sums = jnp.sum(jnp.exp(z - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
     sums = jnp.where(one_hot(chunk, sums.shape, axis), 0, sums)
     index = jnp.expand_dims(chunk, (axis, axis + 1))
-    own = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
-    return jnp.sum(sums, axis) + jnp.sum(other_exponentials(own, top, place, axis), axis)
+    near = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
+    return jnp.sum(sums, axis) + jnp.sum(other_exponentials(near, top, place, axis), axis), own
 
 
 def log_abs_sum(
@@ -315,7 +341,7 @@ def one_hot(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Bool
     return lax.broadcasted_iota(index.dtype, shape, axis) == jnp.expand_dims(index, axis)
 
 
-def complement(loss: Float[Array, "..."]) -> Float[Array, "..."]:
+def other_mass(loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """1 - exp(-loss), the mass of all other classes, without the subtraction."""
     return -jnp.expm1(-loss)
 

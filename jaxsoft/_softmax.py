@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def softmax(
         ∂p_i/∂x_i = p_i (1 - p_i) / T          ∂p_i/∂x_j = -p_i p_j / T
 
     Differentiable in every mode and to any order. Reverse mode keeps p and nothing else of its
-    size.
+    size; with a temperature, the logits too.
 
     Args:
         x: logits, shape [..., n, ...]. Integers and booleans become the default float.
@@ -78,14 +79,11 @@ def _softmax(
     shape, axis = x.shape, _rows.merged_axis(x.ndim, axes)
     options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
 
-    def prepared() -> Array:
-        z, z_sink, _ = _rows.prepare(_rows.merge_axes(x, axes), axis, *options)
-        constant, constant_sink = lax.stop_gradient((z, z_sink))
-        top = _rows.maximum(constant, axis, constant_sink)
-        total = _rows.normalizer(constant, top, axis, constant_sink)
-        return probabilities(z, z_sink, top, total, axis, x.dtype)[0]
-
-    return _rows.unmerge_axes(_rows.keep_only(prepared), axes, shape)
+    merged = _rows.merge_axes(x, axes)
+    logits = _rows.keep_inputs(lambda: _rows.prepare(merged, axis, *options))
+    total = _rows.normalizer(logits, axis)
+    p, _ = probabilities(logits.z, logits.sink, logits.top, total, axis, x.dtype)
+    return _rows.unmerge_axes(p, axes, shape)
 
 
 # The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the
@@ -111,7 +109,6 @@ def _probabilities_fwd(
     p, p_sink = probabilities(z, sink, top, total, axis, dtype)
     # The largest probability is 1 / Z, rounded just as p itself is.
     spread = undominated((1 / _rows.at_least_one(total)).astype(dtype))
-    p, p_sink, spread = _rows.kept((p, p_sink, spread))
     return (p, p_sink), (p, p_sink, spread)
 
 
@@ -159,30 +156,31 @@ def jacobian_product(
             derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
     dtype = _rows.compute_dtype(p.dtype)
-    p, v = p.astype(dtype), v.astype(dtype)
-    spread = spread.astype(dtype)
-    minus_weight = _minus_anchor(p, jnp.expand_dims(spread, axis))
-    minus_centre = _dot(minus_weight, v, axis)
-    if p_sink is None or v_sink is None:
-        u = v + jnp.expand_dims(minus_centre, axis)
-        minus_mean = _dot(-p, u, axis)
-        product = p * (u + jnp.expand_dims(minus_mean, axis))
-        excess = jnp.sum(product, axis)
-        if free:
-            defect = _defect(p, axis)
-            excess += minus_mean * defect
-            product -= p * jnp.expand_dims(minus_centre * defect, axis)
-        return product + _minus_top(p) * jnp.expand_dims(excess, axis), None
-    p_sink, v_sink = p_sink.astype(dtype), v_sink.astype(dtype)
-    minus_sink_weight = _minus_anchor(p_sink, spread)
-    minus_centre += minus_sink_weight * v_sink
-    u, u_sink = v + jnp.expand_dims(minus_centre, axis), v_sink + minus_centre
-    minus_mean = _dot(-p, u, axis) - p_sink * u_sink
-    product = p * (u + jnp.expand_dims(minus_mean, axis))
-    sink_product = p_sink * (u_sink + minus_mean)
-    excess = jnp.sum(product, axis) + sink_product
-    product += _minus_top(p) * jnp.expand_dims(excess, axis)
-    return product, sink_product + _minus_top(p_sink) * excess
+
+    def across(of_row: Array) -> Array:
+        return jnp.expand_dims(of_row.astype(dtype), axis)
+
+    def total(terms: Iterable[Array]) -> Array:
+        return functools.reduce(jnp.add, (jnp.sum(term, axis) for term in terms))
+
+    # The classes, and the sink as one more.
+    ps, vs = [p.astype(dtype)], [v.astype(dtype)]
+    if p_sink is not None and v_sink is not None:
+        ps, vs = [*ps, across(p_sink)], [*vs, across(v_sink)]
+    minus_weights = [_minus_anchor(p, across(spread)) for p in ps]
+    minus_centre = total(map(jnp.multiply, minus_weights, vs))
+    us = [v + across(minus_centre) for v in vs]
+    minus_mean = total(-p * u for p, u in zip(ps, us, strict=True))
+    products = [p * (u + across(minus_mean)) for p, u in zip(ps, us, strict=True)]
+    excess = total(products)
+    if free:
+        defect = _defect(ps[0], axis)
+        excess += minus_mean * defect
+        products[0] -= ps[0] * across(minus_centre * defect)
+    product, *rest = (
+        product + _minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
+    )
+    return product, rest[0].squeeze(axis) if rest else None
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
@@ -198,10 +196,6 @@ def _minus_top(p: Array) -> Array:
 def undominated(largest: Array) -> Array:
     """1 in a row whose largest probability is at most 1/2, else 0."""
     return 1 - jnp.ceil(largest.astype(_rows.compute_dtype(largest.dtype)) - 0.5)
-
-
-def _dot(a: Array, b: Array, axis: int) -> Array:
-    return jnp.sum(a * b, axis)
 
 
 # 1 - Σp, taken to be 0, with the derivative that it has.

@@ -214,12 +214,13 @@ def kept(fun, *args):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("jit", [False, True])
-def test_softmax_keeps_one_array(dtype, jit):
+@pytest.mark.parametrize("options", [{}, {"axis": (0, 1)}, {"sink": 0.0}, {"where": MASK[:1, :1]}])
+def test_softmax_keeps_one_array(dtype, jit, options):
     x = jnp.ones((64, 100), dtype)
-    fun = jax.jit(jaxsoft.softmax) if jit else jaxsoft.softmax
-    assert [size for size in kept(fun, x) if size > 64] == [6400]
-    leaves = jax.tree.leaves(jax.vjp(fun, x)[1])
-    assert next(leaf.dtype for leaf in leaves if leaf.size > 64) == x.dtype
+    fun = functools.partial(jaxsoft.softmax, **options)
+    leaves = jax.tree.leaves(jax.vjp(jax.jit(fun) if jit else fun, x)[1])
+    large = [leaf.dtype for leaf in leaves if leaf.size > 64]
+    assert large == [x.dtype] or ("where" in options and sorted(large) == sorted([bool, x.dtype]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
