@@ -50,8 +50,8 @@ clean: ## remove the environments, the caches and what was built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra: they share the environment, in any order, and a second run installs
-# nothing unless pyproject.toml has changed.
-$(VENV)/.installed-%: pyproject.toml $(VENV)/.created
+# nothing unless pyproject.toml, or the file that holds the version, has changed.
+$(VENV)/.installed-%: pyproject.toml jaxsoft/__init__.py $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 
@@ -62,7 +62,7 @@ $(VENV)/.created:
 	@touch $@
 
 # The lower bounds of pyproject.toml, taken as exact versions.
-$(OLDEST_VENV)/.installed: pyproject.toml Makefile
+$(OLDEST_VENV)/.installed: pyproject.toml jaxsoft/__init__.py Makefile
 	$(OLDEST_PYTHON) -m venv --clear $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --editable ".[demo,unit]" $(OLDEST_NUMPY) \
 		$$($(OLDEST_VENV)/bin/python -c 'import tomllib; \

@@ -1,0 +1,262 @@
+"""The package as a whole: its public names, their documentation, its imports, what it installs."""
+
+import ast
+import doctest
+import graphlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsoft
+
+PACKAGE = Path(jaxsoft.__file__).parent
+ROOT = Path(__file__).parent.parent
+
+# The packages that jaxsoft needs; numpy comes with jax.
+REQUIRED = {"jax", "jaxtyping", "numpy"}
+# The packages that a module, or a package within the package, needs besides.
+OPTIONAL = {
+    "_demo": {"matplotlib", "optax", "rich", "sklearn"},
+    "lineax": {"lineax"},
+    "plot": {"matplotlib"},
+}
+# A module imports from its own layer and those above it here; "" is `jaxsoft/__init__.py`. Modules
+# that do not exist yet have their place already.
+LAYERS = (
+    ("_checks", "_autodiff"),
+    ("_rows",),
+    ("_softmax",),
+    ("_logarithms",),
+    ("_spectrum", "_jacobian"),
+    ("_losses",),
+    ("_linear_cross_entropy",),
+    ("",),
+    ("testing", "analysis", "lineax", "plot"),
+    ("_demo",),
+    ("__main__",),
+)
+
+
+def parsed(package):
+    """The syntax trees of all modules by their names within the package, as in `LAYERS`."""
+    paths = {
+        path.relative_to(package).with_suffix("").parts: path for path in package.rglob("*.py")
+    }
+    return {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts): ast.parse(path.read_text())
+        for parts, path in paths.items()
+    }
+
+
+MODULES = parsed(PACKAGE)
+SUBMODULES = [name for name in MODULES if re.fullmatch(r"[a-z]\w*", name)]
+
+# --------------------------------------------------------------------------------- public names
+
+
+def re_exports(module):
+    """Where each name that a module imports as `X as X` comes from."""
+    return {
+        alias.name: node.module.removeprefix("jaxsoft").lstrip(".")
+        for node in MODULES[module].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == alias.asname
+    }
+
+
+def definitions(module):
+    """The functions and classes of a module by name; of overloads the last."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return {node.name: node for node in MODULES[module].body if isinstance(node, kinds)}
+
+
+def public(module):
+    """The public functions and classes of a module, and those that it exports from others."""
+    own = {name: node for name, node in definitions(module).items() if not name.startswith("_")}
+    exported = re_exports(module).items()
+    return own | {x: definitions(source)[x] for x, source in exported if not x.isupper()}
+
+
+PUBLIC = {
+    (module, name): node for module in ("", *SUBMODULES) for name, node in public(module).items()
+}
+
+
+def documented():
+    """The names in the first column of the table of functions in the README."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("\n## Functions\n")[2].partition("\n## ")[0]
+    _, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [name for row in rows for name in re.findall(r"`([\w.]+)\(", row.split("|")[1])]
+
+
+def test_init_holds_re_exports_and_the_version_alone():
+    docstring, *imports, version = MODULES[""].body
+    assert isinstance(docstring.value, ast.Constant)
+    assert all(isinstance(node, ast.ImportFrom) for node in imports)
+    names = [alias for node in imports for alias in node.names]
+    assert [alias.name for alias in names if alias.asname != alias.name] == []
+    assert ast.unparse(version) == f"__version__ = {jaxsoft.__version__!r}"
+
+
+def test_readme_lists_the_public_names():
+    names = documented()
+    assert {name for name in names if "." not in name} == set(public(""))
+    methods = {
+        part.name
+        for name, node in public("").items()
+        if isinstance(node, ast.ClassDef)
+        for part in node.body
+        if isinstance(part, ast.FunctionDef)
+    }
+    for owner, _, name in (name.rpartition(".") for name in names):
+        assert name in (public(owner) if owner in ("", *SUBMODULES) else methods), (owner, name)
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC)
+def test_docstring_says_what_goes_in_and_out_with_an_example(module, name):
+    node = PUBLIC[module, name]
+    _, *parts = re.split(r"^(\w+):\n", ast.get_docstring(node) or "", flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    if isinstance(node, ast.ClassDef):
+        fields = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
+        assert entries(sections["Attributes"]) == fields
+    else:
+        a = node.args
+        parameters = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+        assert entries(sections["Args"]) == [p.arg for p in parameters if p is not None]
+        assert sections["Returns"].strip()
+    assert any(step.want for step in doctest.DocTestParser().get_examples(sections["Example"]))
+
+
+def entries(section):
+    """The names that a section of a docstring explains: those of its least indented lines."""
+    return re.findall(r"^    (\w+): ", section, re.MULTILINE)
+
+
+# -------------------------------------------------------------------------------------- imports
+
+
+def imported(tree):
+    """The modules that are imported anywhere in a syntax tree, each with its statement."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ast.unparse(node)) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{ast.unparse(node)} is relative"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("jaxsoft.") in MODULES
+                yield (inner if is_module else node.module), ast.unparse(node)
+
+
+def edges():
+    """For each module of the package those that it imports, by their names in it."""
+    return {
+        module: {
+            target.removeprefix("jaxsoft").lstrip(".")
+            for target, _ in imported(tree)
+            if root(target) == "jaxsoft"
+        }
+        for module, tree in MODULES.items()
+    }
+
+
+def root(module):
+    return module.partition(".")[0]
+
+
+def layer(module):
+    (found,) = (i for i, names in enumerate(LAYERS) if root(module) in names)
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert {root(module) for module in MODULES} <= {name for names in LAYERS for name in names}
+    assert edges()["_losses"] >= {"_rows", "_softmax"}  # what follows has something to find
+
+
+def test_imports_go_one_way():
+    upwards = [
+        f"{module} imports {target}"
+        for module, targets in edges().items()
+        for target in targets
+        if layer(target) > layer(module)
+    ]
+    assert upwards == []
+
+
+def test_imports_have_no_cycle():
+    graphlib.TopologicalSorter(edges()).prepare()  # raises CycleError
+
+
+def test_imports_inside_functions_are_of_what_is_optional():
+    optional = {name for names in OPTIONAL.values() for name in names}
+    wrong = [
+        f"{module}: {statement}"
+        for module, tree in MODULES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for target, statement in imported(function)
+        if root(target) not in optional and not target.startswith("jaxsoft._demo")
+    ]
+    assert wrong == []
+
+
+def test_other_packages_are_required_or_optional():
+    for module, tree in MODULES.items():
+        others = {root(target) for target, _ in imported(tree)} - sys.stdlib_module_names
+        assert others <= {"jaxsoft"} | REQUIRED | OPTIONAL.get(root(module), set()), module
+
+
+def test_importing_jaxsoft_imports_nothing_but_what_it_requires():
+    core = [module for module in MODULES if root(module) not in {"_demo", "__main__", *OPTIONAL}]
+    # What the required packages import in turn is theirs: jaxtyping imports some only when asked.
+    required = {
+        statement
+        for module in core
+        for target, statement in imported(MODULES[module])
+        if root(target) in REQUIRED
+    }
+    names = ["jaxsoft", *(f"jaxsoft.{module}" for module in SUBMODULES if module in core)]
+    program = (
+        "import sys",
+        *sorted(required),
+        "before = set(sys.modules)",
+        f"import {', '.join(names)}",
+        "print(*set(sys.modules) - before)",
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    new = set(ran.stdout.split())
+    assert new >= set(names)
+    assert {root(module) for module in new} - sys.stdlib_module_names == {"jaxsoft"}
+    assert not any(module.startswith("jaxsoft._demo") for module in new)
+
+
+# ----------------------------------------------------------------------------- what is installed
+
+
+def test_installed_version():
+    installed = importlib.metadata.version("jaxsoft")
+    assert installed == jaxsoft.__version__, "install jaxsoft again"
+
+
+def test_runtime_dependencies():
+    required = [r for r in importlib.metadata.requires("jaxsoft") if "extra ==" not in r]
+    assert {re.match(r"[\w-]+", requirement)[0] for requirement in required} == REQUIRED - {"numpy"}
+
+
+def test_package_is_marked_as_typed():
+    assert (PACKAGE / "py.typed").is_file()
+    assert "Typing :: Typed" in importlib.metadata.metadata("jaxsoft").get_all("Classifier")
