@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft.testing import _enable_x64
+from jaxsoft._testing.precision import enable_x64
 
 INF, NAN = np.inf, np.nan
 
@@ -178,7 +178,7 @@ def test_integers_become_the_default_float(dtype):
     assert jaxsoft.softmax(x).dtype == jnp.float64
     np.testing.assert_array_equal(jaxsoft.softmax(x), jaxsoft.softmax(x.astype(float)))
     assert jaxsoft.cross_entropy(x, 0).dtype == jnp.float64
-    with _enable_x64(False):
+    with enable_x64(False):
         assert jaxsoft.softmax(np.array([1, 0, 1], dtype)).dtype == jnp.float32
 
 

@@ -35,6 +35,7 @@ LAYERS = (
     ("_losses",),
     ("_linear_cross_entropy",),
     ("",),
+    ("_testing",),
     ("testing", "analysis", "lineax", "plot"),
     ("_demo",),
     ("__main__",),
@@ -58,14 +59,22 @@ SUBMODULES = [name for name in MODULES if re.fullmatch(r"[a-z]\w*", name)]
 # --------------------------------------------------------------------------------- public names
 
 
+def listed(module):
+    """The names in `__all__`, where a module has one."""
+    for node in MODULES[module].body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
 def re_exports(module):
-    """Where each name that a module imports as `X as X` comes from."""
+    """Where each name comes from that a module imports as `X as X`, or lists in `__all__`."""
     return {
         alias.name: node.module.removeprefix("jaxsoft").lstrip(".")
         for node in MODULES[module].body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name == alias.asname
+        if alias.name in (alias.asname, *listed(module))
     }
 
 
@@ -102,6 +111,11 @@ def test_init_holds_re_exports_and_the_version_alone():
     names = [alias for node in imports for alias in node.names]
     assert [alias.name for alias in names if alias.asname != alias.name] == []
     assert ast.unparse(version) == f"__version__ = {jaxsoft.__version__!r}"
+
+
+@pytest.mark.parametrize("module", [module for module in SUBMODULES if listed(module)])
+def test_all_holds_the_public_names(module):
+    assert {name for name in listed(module) if not name.isupper()} == set(public(module))
 
 
 def test_readme_lists_the_public_names():

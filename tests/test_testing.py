@@ -11,7 +11,8 @@ import pytest
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
 
-from jaxsoft import testing
+from jaxsoft._testing.modes import BY_NAME
+from jaxsoft._testing.precision import enable_x64
 from jaxsoft.testing import MODES, assert_derivatives, error_in_eps
 
 VALUES = {"value", "jit", "vmap"}
@@ -219,7 +220,7 @@ def test_every_mode_runs_what_its_name_says():
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if "(" in mode and "vmap" not in mode])
 def test_the_transformation_of_a_mode_is_in_its_program(mode):
-    run = testing._MODES[mode].build(lambda live, held: {"out": jnp.sin(live["x"])})
+    run = BY_NAME[mode].build(lambda live, held: {"out": jnp.sin(live["x"])})
     x = {"x": jnp.asarray(X)}
     program = str(jax.make_jaxpr(run)(x, {}, x, {"out": x["x"]}))
     primitives = {"jvp(scan)": "scan", "vjp(scan)": "scan"}
@@ -276,7 +277,7 @@ def test_higher_orders_and_transformations_by_composition():
 
 
 def test_float64():
-    with testing._enable_x64(True):
+    with enable_x64(True):
         x = jnp.asarray(X, jnp.float64)
         modes = ["value", "jvp", "jacrev", "jacfwd(jacrev)"]
         assert_derivatives(jnp.sin, x, reference=lambda x: jnp.cos(x - jnp.pi / 2), modes=modes)
@@ -302,7 +303,7 @@ def test_float64_is_on_for_the_reference_alone():
         seen.append((x.dtype, jnp.zeros(1).dtype))
         return jnp.sin(x)
 
-    with testing._enable_x64(False):
+    with enable_x64(False):
         assert_derivatives(f, X, modes=["value", "jacrev"])
         assert jnp.zeros(1).dtype == jnp.float32
     assert set(seen) == {(jnp.dtype(t), jnp.dtype(t)) for t in ("float32", "float64")}
