@@ -8,20 +8,13 @@ import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array
 
 import jaxsoft
-
-Shape = tuple[int, int]
-Computation = Callable[[Array, Array, Array], Any]  # of logits, a cotangent and labels
+from jaxsoft._demo.timing import QUANTITIES, Shape, Timing, arguments, timing
 
 SHAPES: tuple[Shape, ...] = (
     (200_000, 10),
@@ -34,9 +27,15 @@ QUICK_SHAPES: tuple[Shape, ...] = ((20_000, 10), (256, 1000), (16, 50_304))
 EAGER_SHAPE: Shape = (8, 10)
 DTYPES = ("float32", "bfloat16")
 
-_SAMPLE_SECONDS = 1e-3  # shorter samples would measure the clock
 _WIDTH = 160  # in a narrower console rich would cut the ratios
-_LEAST_ROUNDS = 6  # even, so that each candidate goes first equally often
+_LEAST_ROUNDS = 6
+# Short names, for the tables are wide.
+_LABELS = {
+    "softmax": "forward",
+    "softmax + VJP": "forward + VJP",
+    "cross-entropy": "loss",
+    "cross-entropy + gradient": "loss + gradient",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,65 +48,6 @@ class Cell:
     jitted: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """The time of jaxsoft and of its peer in one cell.
-
-    The ratio is that of jaxsoft to the peer, the median over the rounds; `low` and `high` are its
-    quartiles. Below 1 jaxsoft is faster.
-    """
-
-    cell: Cell
-    seconds: float
-    peer_seconds: float
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-
-
-# ----------------------------------------------------------------------------------- quantities
-
-
-def _forward(function: Callable[[Array], Array]) -> Computation:
-    return lambda x, g, labels: function(x)
-
-
-def _forward_and_vjp(function: Callable[[Array], Array]) -> Computation:
-    def both(x: Array, g: Array, labels: Array) -> tuple[Array, Array]:
-        out, pullback = jax.vjp(function, x)
-        return out, pullback(g)[0]
-
-    return both
-
-
-def _loss(loss: Callable[[Array, Array], Array]) -> Computation:
-    return lambda x, g, labels: loss(x, labels)
-
-
-def _loss_and_gradient(loss: Callable[[Array, Array], Array]) -> Computation:
-    def both(x: Array, g: Array, labels: Array) -> tuple[Array, Array]:
-        losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
-        return losses, pullback(jnp.ones_like(losses))[0]
-
-    return both
-
-
-def _peer_loss(x: Array, labels: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(x, labels)
-
-
-# For each quantity jaxsoft's computation and the peer's.
-QUANTITIES: dict[str, tuple[Computation, Computation]] = {
-    "forward": (_forward(jaxsoft.softmax), _forward(jax.nn.softmax)),
-    "forward + VJP": (_forward_and_vjp(jaxsoft.softmax), _forward_and_vjp(jax.nn.softmax)),
-    "loss": (_loss(jaxsoft.cross_entropy), _loss(_peer_loss)),
-    "loss + gradient": (_loss_and_gradient(jaxsoft.cross_entropy), _loss_and_gradient(_peer_loss)),
-}
-
-# ---------------------------------------------------------------------------------- measurement
-
-
 def cells(*, quick: bool) -> list[Cell]:
     """All that is timed, in the order of the tables."""
     shapes = QUICK_SHAPES if quick else SHAPES
@@ -117,52 +57,10 @@ def cells(*, quick: bool) -> list[Cell]:
 
 def measure(cell: Cell, seconds: float, seed: int) -> Timing:
     """Times one cell for about `seconds`, after compilation."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    args = (
-        (2 * jax.random.normal(keys[0], cell.shape, jnp.float32)).astype(cell.dtype),
-        jax.random.normal(keys[1], cell.shape, jnp.float32).astype(cell.dtype),
-        jax.random.randint(keys[2], cell.shape[:1], 0, cell.shape[1], jnp.int32),
-    )
-    computations = QUANTITIES[cell.quantity]
-    programs = [jax.jit(c) for c in computations] if cell.jitted else computations
-    own, peer = interleaved(programs, args, seconds)
-    ratios = [a / b for a, b in zip(own, peer, strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Timing(
-        cell=cell,
-        seconds=statistics.median(own),
-        peer_seconds=statistics.median(peer),
-        ratio=ratio,
-        low=low,
-        high=high,
-        rounds=len(ratios),
-    )
-
-
-# Every round times each program once, and the first of one round is the last of the next: what
-# else runs on the machine, and what the caches hold, falls on both alike.
-def interleaved(
-    programs: Sequence[Callable[..., Any]], args: tuple[Array, ...], seconds: float
-) -> list[list[float]]:
-    """Returns the seconds per call of each program, round by round."""
-
-    def sample(program: Callable[..., Any], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            jax.block_until_ready(program(*args))
-        return (time.perf_counter() - start) / calls
-
-    for program in programs:
-        sample(program, 1)  # compiles
-    calls = math.ceil(_SAMPLE_SECONDS / min(sample(program, 1) for program in programs))
-    samples: list[list[float]] = [[] for _ in programs]
-    order = list(range(len(programs)))
-    end = time.perf_counter() + seconds
-    while len(samples[0]) < _LEAST_ROUNDS or len(samples[0]) % 2 or time.perf_counter() < end:
-        for i in order:
-            samples[i].append(sample(programs[i], calls))
-        order.reverse()
-    return samples
+    quantity, args = QUANTITIES[cell.quantity], arguments(cell.shape, cell.dtype, seed)
+    programs = (quantity.own, quantity.peers)
+    own, peers = map(jax.jit, programs) if cell.jitted else programs
+    return timing(own, peers, args, rounds=_LEAST_ROUNDS, seconds=seconds)
 
 
 # -------------------------------------------------------------------------------------- tables
@@ -177,26 +75,24 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
 
 
-def grids(timings: Sequence[Timing]) -> list[Grid]:
+def grids(timings: Mapping[Cell, Timing]) -> list[Grid]:
     """One table for each dtype under `jax.jit`, with the geometric means, and one without it."""
     tables = []
-    for jitted, dtype in dict.fromkeys((t.cell.jitted, t.cell.dtype) for t in timings):
-        chosen = [t for t in timings if (t.cell.jitted, t.cell.dtype) == (jitted, dtype)]
-        shapes = dict.fromkeys(t.cell.shape for t in chosen)
+    for jitted, dtype in dict.fromkeys((cell.jitted, cell.dtype) for cell in timings):
+        chosen = [cell for cell in timings if (cell.jitted, cell.dtype) == (jitted, dtype)]
+        shapes = dict.fromkeys(cell.shape for cell in chosen)
         rows = []
-        for quantity in dict.fromkeys(t.cell.quantity for t in chosen):
-            line = [t for t in chosen if t.cell.quantity == quantity]
-            by_shape = {t.cell.shape: _ratio(t) for t in line}
-            mean = statistics.geometric_mean(t.ratio for t in line)
-            ratios = (by_shape[shape] for shape in shapes)
+        for quantity in dict.fromkeys(cell.quantity for cell in chosen):
+            by_shape = {cell.shape: timings[cell] for cell in chosen if cell.quantity == quantity}
+            line = [by_shape[shape] for shape in shapes]
             if jitted:
-                rows.append((quantity, *ratios, f"{mean:.2f}"))
+                last = (f"{statistics.geometric_mean(t.ratio for t in line):.2f}",)
             else:
-                times = (f"{t * 1e6:.0f}" for t in (line[0].seconds, line[0].peer_seconds))
-                rows.append((quantity, *ratios, *times))
-        last = ("geometric mean",) if jitted else ("jaxsoft, µs", "peer, µs")
+                last = tuple(f"{t * 1e6:.0f}" for t in (line[0].seconds, line[0].peer_seconds))
+            rows.append((_LABELS[quantity], *map(_ratio, line), *last))
+        headings = ("geometric mean",) if jitted else ("jaxsoft, µs", "peer, µs")
         title = f"{dtype}, under jax.jit" if jitted else f"{dtype}, without jax.jit"
-        columns = (title, *(f"{size}×{n}" for size, n in shapes), *last)
+        columns = (title, *(f"{size}×{n}" for size, n in shapes), *headings)
         tables.append(Grid(title, columns, tuple(rows)))
     return tables
 
@@ -246,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps: Iterable[Cell] = _tracked(chosen) if rich else chosen
     print(header())
     print(_CAPTION, flush=True)
-    timings = [measure(cell, seconds, options.seed) for cell in steps]
+    timings = {cell: measure(cell, seconds, options.seed) for cell in steps}
     for grid in grids(timings):
         print()
         print(show(grid))

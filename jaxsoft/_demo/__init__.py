@@ -1,7 +1,7 @@
 """What `python -m jaxsoft` measures and shows. Needs the packages of the extra `demo`.
 
-Each module but `view` measures one thing and returns plain data, in which `failures` says what is
-wrong; `view` shows this data to a person.
+`view` shows to a person what the other modules measure: each one thing, returned as plain data in
+which `failures` says what is wrong. `timing` is how `speed`, and `python -m benchmarks`, time.
 """
 
 from collections.abc import Iterable, Sequence
