@@ -60,11 +60,11 @@ def error_in_eps(
         raise ValueError("error_in_eps: scale must be 0 or larger, got a negative number or NaN")
 
     got = given.astype(np.float64).ravel()
-    rounded = wanted.astype(np.float64)
-    finite = np.isfinite(got) & np.isfinite(rounded)
-    alike = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
     eps, tiny = float(jnp.finfo(unit).eps), float(jnp.finfo(unit).tiny)
     with np.errstate(all="ignore"):
+        rounded = wanted.astype(np.float64)  # older versions of numpy warn of a NaN of mpmath
+        finite = np.isfinite(got) & np.isfinite(rounded)
+        alike = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
         got = np.where(finite, got, 0).astype(wanted.dtype)
         difference = abs(got - np.where(finite, wanted, 0))
         error = difference / np.maximum(against, tiny) / eps
