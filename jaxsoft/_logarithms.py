@@ -1,4 +1,4 @@
-"""log_softmax, logsumexp and entropy, each with its rule."""
+"""log_softmax and logsumexp, each with its rule."""
 
 import functools
 from typing import Any
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _rows
+from jaxsoft import _axes, _checks, _logits, _rows
 from jaxsoft._autodiff import jvp_from_vjp
-from jaxsoft._softmax import jacobian_product, probabilities, undominated
+from jaxsoft._softmax import probabilities
 
 
 def log_softmax(
@@ -69,12 +69,12 @@ def _log_softmax(
     *,
     axes: tuple[int, ...],
 ) -> Array:
-    shape, axis = x.shape, _rows.merged_axis(x.ndim, axes)
-    x = _rows.merge_axes(x, axes)
-    options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
+    shape, axis = x.shape, _axes.merged_axis(x.ndim, axes)
+    x = _axes.merge_axes(x, axes)
+    options = [_axes.merge_axes(option, axes) for option in (where, temperature, sink)]
 
-    def logits() -> _rows.Logits:
-        return _rows.prepare(x, axis, *options)
+    def logits() -> _logits.Logits:
+        return _logits.prepare(x, axis, *options)
 
     row = _rows.statistics(logits(), axis)
 
@@ -82,7 +82,7 @@ def _log_softmax(
         z, _, z_sink, _ = logits()
         return log_probabilities(z, z_sink, row, axis).astype(x.dtype)
 
-    return _rows.unmerge_axes(_rows.keep_inputs(logarithms), axes, shape)
+    return _axes.unmerge_axes(_logits.keep_inputs(logarithms), axes, shape)
 
 
 # ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j. Where one p_k exceeds 1/2 its entry is (1 - p_k) ȳ_k - p_k Σ_{j≠k} ȳ_j,
@@ -184,31 +184,31 @@ def _logsumexp(
 ) -> tuple[Array, Array]:
     kept = tuple(1 if i in axes else size for i, size in enumerate(a.shape))
     shape = kept if keepdims else tuple(s for i, s in enumerate(a.shape) if i not in axes)
-    axis = _rows.merged_axis(a.ndim, axes)
+    axis = _axes.merged_axis(a.ndim, axes)
     if not a.size:
         return jnp.full(shape, -jnp.inf, a.dtype), jnp.zeros(shape, a.dtype)
 
-    x = _rows.merge_axes(a, axes)
-    factors, mask = _rows.merge_axes(b, axes), _rows.merge_axes(where, axes)
+    x = _axes.merge_axes(a, axes)
+    factors, mask = _axes.merge_axes(b, axes), _axes.merge_axes(where, axes)
 
-    def logits() -> _rows.Logits:
-        return _rows.prepare(x, axis, mask)
+    def logits() -> _logits.Logits:
+        return _logits.prepare(x, axis, mask)
 
     if factors is None:
         row = _rows.statistics(logits(), axis)
-        out = row.top + _rows.keep_inputs(lambda: log_normalizer(logits().z, row, axis))
+        out = row.top + _logits.keep_inputs(lambda: log_normalizer(logits().z, row, axis))
         out = jnp.where(row.rest == -1, -jnp.inf, out)
         out = jnp.where(row.top == jnp.inf, jnp.inf, out)
         sign = jnp.sign(row.normalizer)
     else:
         constant = lax.stop_gradient(logits().z)
-        top = _rows.maximum(jnp.where(factors == 0, -jnp.inf, constant), axis)
+        top = _logits.maximum(jnp.where(factors == 0, -jnp.inf, constant), axis)
 
         def signed_logarithm() -> tuple[Array, Array]:
             z = logits().z
             return log_abs_sum(z, factors.astype(z.dtype), top, axis)
 
-        out, sign = _rows.keep_inputs(signed_logarithm)
+        out, sign = _logits.keep_inputs(signed_logarithm)
         out += top
     sign = lax.stop_gradient(sign.astype(a.dtype))
     return out.astype(a.dtype).reshape(shape), sign.reshape(shape)
@@ -258,97 +258,3 @@ def _log_abs_sum_bwd(axis: int, residuals: Any, cotangents: Any) -> Any:
 
 
 _log_abs_sum.defvjp(_log_abs_sum_fwd, _log_abs_sum_bwd)
-
-
-def entropy(
-    x: Shaped[ArrayLike, "..."],
-    axis: _checks.Axis = -1,
-    where: Shaped[ArrayLike, "..."] | None = None,
-    *,
-    temperature: Shaped[ArrayLike, "..."] = 1.0,
-) -> Float[Array, "..."]:
-    r"""The entropy of softmax(x), in nats, from the logits.
-
-        H = -Σ_j p_j log p_j = log1p(Σ_{j≠k} exp(z_j - m)) + Σ_j p_j (m - z_j),  z = x / T
-        ∂H/∂x = -J (z - m) / T
-
-    Both terms of H are non-negative: nothing cancels, and the entropy of a confident row keeps
-    its last bits.
-
-    Args:
-        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
-        axis: the axis of the classes, a tuple of axes, or None for all of them.
-        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
-        temperature: T > 0, a number or one value per row; as in `softmax`.
-
-    Returns:
-        The entropy in nats, with the shape of `x` without the axis and its dtype.
-
-    Raises:
-        TypeError, ValueError: as `softmax`.
-
-    Numerics:
-        A row that is masked or -inf throughout has entropy 0 and derivative 0.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoft
-        >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
-        1.742e-16
-    """
-    x = _checks.floating("entropy", "x", x)
-    axes = _checks.axes("entropy", axis, x.ndim)
-    where = _checks.mask("entropy", where, x.shape)
-    scale = _checks.temperature("entropy", temperature, x.shape, axes)
-    return _entropy(x, where, scale, axes=axes)
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _entropy(
-    x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
-) -> Array:
-    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    axis = _rows.merged_axis(x.ndim, axes)
-    if not x.size:
-        return jnp.zeros(shape, x.dtype)
-
-    merged = _rows.merge_axes(x, axes)
-    options = [_rows.merge_axes(option, axes) for option in (where, temperature)]
-
-    def logits() -> _rows.Logits:
-        return _rows.prepare(merged, axis, *options)
-
-    row = _rows.statistics(logits(), axis)
-    entropies = _rows.keep_inputs(lambda: row_entropy(logits().z, row, axis))
-    return entropies.astype(x.dtype).reshape(shape)
-
-
-# ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
-# entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _row_entropy(z: Array, row: _rows.Row, axis: int) -> Array:
-    p = _rows.probabilities(z, row.top, row.normalizer, axis)
-    spread = jnp.sum(p * _gaps(z, row, axis), axis)
-    return row.log_normalizer + spread
-
-
-row_entropy = jvp_from_vjp(_row_entropy)
-
-
-def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
-    return row_entropy(z, row, axis), (z, row)
-
-
-def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
-    z, row = residuals
-    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(row.largest))
-    return jnp.expand_dims(cotangent, axis) * slope, None
-
-
-_row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
-
-
-def _gaps(z: Array, row: _rows.Row, axis: int) -> Array:
-    """m - z, the distance to the maximum; 0 for an entry of -inf, which has no weight."""
-    top = jnp.expand_dims(row.top, axis)
-    return top - jnp.where(z == -jnp.inf, top, z)

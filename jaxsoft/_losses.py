@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _rows
+from jaxsoft import _axes, _checks, _logits, _rows
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
 from jaxsoft._softmax import jacobian_product, probabilities, undominated
@@ -118,23 +117,23 @@ def _cross_entropy(
     ignore_index: int | None,
 ) -> Array:
     shape = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
-    axis, dtype = _rows.merged_axis(logits.ndim, axes), _rows.compute_dtype(logits.dtype)
+    axis, dtype = _axes.merged_axis(logits.ndim, axes), _logits.compute_dtype(logits.dtype)
     if not logits.size:
         return jnp.full(shape, jnp.nan if math.prod(shape) else 0, dtype)
     ids = _checks.is_discrete(labels)
     if not ids:
-        labels = _rows.merge_axes(labels, axes)
+        labels = _axes.merge_axes(labels, axes)
     ignored = None if ignore_index is None else labels == ignore_index
-    x = _rows.merge_axes(logits, axes)
-    mask, temperature = _rows.merge_axes(where, axes), _rows.merge_axes(temperature, axes)
+    x = _axes.merge_axes(logits, axes)
+    mask, temperature = _axes.merge_axes(where, axes), _axes.merge_axes(temperature, axes)
 
-    def prepared() -> _rows.Logits:
+    def prepared() -> _logits.Logits:
         given = x
         if ignored is not None:  # a cotangent of 0 does not silence a NaN
             given = jnp.where(jnp.expand_dims(ignored, axis), 0, given)
         if softcap is not None:
-            given = _rows.cap(given if mask is None else jnp.where(mask, given, 0), softcap)
-        return _rows.prepare(given, axis, mask, temperature)
+            given = _logits.cap(given if mask is None else jnp.where(mask, given, 0), softcap)
+        return _logits.prepare(given, axis, mask, temperature)
 
     index = None
     if ids:
@@ -162,7 +161,7 @@ def _cross_entropy(
             if uniform is not None:
                 loss *= 1 - alpha
             if weights is not None:
-                weight = _rows.take(jnp.broadcast_to(weights, z.shape), index, axis)
+                weight = _axes.take(jnp.broadcast_to(weights, z.shape), index, axis)
                 # A class of weight 0 and probability 0 has loss 0, not 0 · inf.
                 loss = weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
             target = uniform
@@ -183,7 +182,7 @@ def _cross_entropy(
             loss += jnp.asarray(z_loss, dtype) * log_partition**2
         return loss
 
-    loss = _rows.keep_inputs(losses)
+    loss = _logits.keep_inputs(losses)
     if ignored is not None:
         loss = jnp.where(ignored, 0, loss)
     return loss.reshape(shape)
@@ -199,7 +198,7 @@ def _uniform(alpha: Array, mask: Array | None, shape: tuple[int, ...], axis: int
 # loss = (m - z_y) + log Z, both terms non-negative; z̄ = loss-bar · (p - e_y).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _negative_log_likelihood(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
-    return (row.top - _rows.take(z, labels, axis)) + row.log_normalizer
+    return (row.top - _axes.take(z, labels, axis)) + row.log_normalizer
 
 
 negative_log_likelihood = jvp_from_vjp(_negative_log_likelihood)
@@ -227,10 +226,10 @@ _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_like
 def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
     others = _rows.other_exponentials(z, row.top, labels, axis)
     others /= jnp.expand_dims(_rows.at_least_one(row.normalizer), axis)
-    z_label = _rows.take(z, labels, axis)
+    z_label = _axes.take(z, labels, axis)
     loss = (row.top - z_label) + row.log_normalizer
     at_label = jnp.where(z_label == -jnp.inf, 0, -_rows.other_mass(loss))
-    here = _rows.one_hot(labels, z.shape, axis)
+    here = _axes.one_hot(labels, z.shape, axis)
     return jnp.where(here, jnp.expand_dims(at_label, axis), others)
 
 
@@ -284,109 +283,3 @@ def _expected_loss_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
 
 
 _expected_loss.defvjp(_expected_loss_fwd, _expected_loss_bwd)
-
-
-def kl_divergence(
-    x: Shaped[ArrayLike, "..."],
-    y: Shaped[ArrayLike, "..."],
-    axis: _checks.Axis = -1,
-    where: Shaped[ArrayLike, "..."] | None = None,
-) -> Float[Array, "..."]:
-    r"""The Kullback-Leibler divergence of softmax(x) from softmax(y), from the logits.
-
-        KL = Σ_j p_j (log p_j - log q_j) = Σ_j p_j (exp(d_j) - 1 - d_j),  d = log q - log p
-        ∂KL/∂x = J_p (x - y)          ∂KL/∂y = q - p
-
-    No term of the second sum is negative: of two distributions that nearly agree the divergence
-    keeps its leading digits, where the first sum leaves rounding errors of either sign.
-
-    Args:
-        x: logits of p, shape [..., n, ...].
-        y: logits of q, of the same shape.
-        axis: the axis of the classes, a tuple of axes, or None for all of them.
-        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
-
-    Returns:
-        The divergence in nats, with the shape of `x` without the axis, of the dtype of `x` and
-        `y`.
-
-    Raises:
-        TypeError: `x` or `y` is complex or not an array, `where` is not boolean.
-        ValueError: the shapes of `x` and `y` differ, `axis` is out of range.
-
-    Numerics:
-        Classes with q_j = 0 < p_j give infinity, with derivative NaN; classes with p_j = 0
-        contribute 0. A row that is masked throughout has divergence 0 and derivative 0.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoft
-        >>> kl = jaxsoft.kl_divergence(jnp.array([0.0, 0.0]), jnp.array([0.0, 1e-4]))
-        >>> print(f"{kl:.4g}")
-        1.25e-09
-    """
-    x = _checks.floating("kl_divergence", "x", x)
-    y = _checks.floating("kl_divergence", "y", y)
-    _checks.same_shape("kl_divergence", "y", y, x.shape, "the shape of x")
-    axes = _checks.axes("kl_divergence", axis, x.ndim)
-    where = _checks.mask("kl_divergence", where, x.shape)
-    return _kl_divergence(x, y, where, axes=axes)
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _kl_divergence(x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
-    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    axis, dtype = _rows.merged_axis(x.ndim, axes), jnp.result_type(x, y)
-    if not x.size:
-        return jnp.zeros(shape, dtype)
-
-    mask = _rows.merge_axes(where, axes)
-
-    def logits(given: Array) -> _rows.Logits:
-        return _rows.prepare(_rows.merge_axes(given.astype(dtype), axes), axis, mask)
-
-    rows = [_rows.statistics(logits(given), axis) for given in (x, y)]
-    loss = _rows.keep_inputs(lambda: divergence(logits(x).z, logits(y).z, *rows, axis))
-    return loss.astype(dtype).reshape(shape)
-
-
-# z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p).
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _divergence(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
-    p = _rows.probabilities(z, z_row.top, z_row.normalizer, axis)
-    q = _rows.probabilities(w, w_row.top, w_row.normalizer, axis)
-    terms = _rows.divergence_terms(p, q, _log_ratio(z, w, z_row, w_row, axis))
-    return jnp.sum(terms, axis)
-
-
-divergence = jvp_from_vjp(_divergence)
-
-
-def _divergence_fwd(
-    z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int
-) -> tuple[Array, Any]:
-    return divergence(z, w, z_row, w_row, axis), (z, w, z_row, w_row)
-
-
-def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
-    z, w, z_row, w_row = residuals
-    p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
-    q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
-    ratio = _log_ratio(z, w, z_row, w_row, axis)
-    z_bar, _ = jacobian_product(p, -ratio, axis, undominated(z_row.largest))
-    plain = q - p
-    exact = _rows.difference(p, q, lax.stop_gradient(ratio))
-    w_bar = plain + lax.stop_gradient(exact - plain)
-    cotangent = jnp.expand_dims(cotangent, axis)
-    return cotangent * z_bar, cotangent * w_bar, None, None
-
-
-_divergence.defvjp(_divergence_fwd, _divergence_bwd)
-
-
-def _log_ratio(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
-    """log q - log p, exact to the rounding of w - z up to one constant; 0 where p = 0."""
-    absent = z == -jnp.inf
-    difference = jnp.where(absent, 0, w) - jnp.where(absent, 0, z)
-    centred = difference - jnp.expand_dims(w_row.top - z_row.top, axis)
-    logarithms = w_row.log_normalizer - z_row.log_normalizer
-    return jnp.where(absent, 0, centred - jnp.expand_dims(logarithms, axis))

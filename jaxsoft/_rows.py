@@ -1,154 +1,24 @@
 """Statistics of one row of logits. The only module that takes an exponential or a logarithm.
 
 A row is the logits along one axis, in float32 or wider. What belongs to a row has the shape without
-that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU. Apart
-from `prepare` and what it calls, everything here is plain arithmetic without a rule of
-differentiation: callers hand in `jax.lax.stop_gradient` of their logits and state the derivative.
+that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU.
+Everything here is plain arithmetic without a rule of differentiation: statistics are constants, and
+callers state the derivative.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
-from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import one_hot, take
+from jaxsoft._logits import Logits
 
 _SHORT = 16  # the length of a short row
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
-
-
-def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """float32 for the 16-bit types and below, else the type itself."""
-    dtype = jnp.dtype(dtype)
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-
-
-# ----------------------------------------------------------------------------------- one axis
-# Every function works along one axis, where it lies, for moving an axis costs a copy. Several axes
-# are moved behind the others and merged into one.
-
-
-@overload
-def merge_axes(x: Array, axes: tuple[int, ...]) -> Array: ...
-@overload
-def merge_axes(x: None, axes: tuple[int, ...]) -> None: ...
-def merge_axes(x: Array | None, axes: tuple[int, ...]) -> Array | None:
-    """Returns `x` with several axes as one, the last; with one axis, or None, as it is."""
-    if x is None or len(axes) == 1:
-        return x
-    kept = [a for a in range(x.ndim) if a not in axes]
-    merged = math.prod(x.shape[a] for a in axes)
-    return x.transpose(*kept, *axes).reshape(*(x.shape[a] for a in kept), merged)
-
-
-def merged_axis(ndim: int, axes: tuple[int, ...]) -> int:
-    """The number of the axis that `merge_axes` leaves."""
-    return axes[0] if len(axes) == 1 else ndim - len(axes)
-
-
-def unmerge_axes(x: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Undoes `merge_axes` for an array that had `shape`."""
-    if len(axes) == 1:
-        return x
-    order = [a for a in range(len(shape)) if a not in axes] + list(axes)
-    inverse = [order.index(a) for a in range(len(shape))]
-    return x.reshape([shape[a] for a in order]).transpose(inverse)
-
-
-# --------------------------------------------------------------------------------- preparation
-
-
-class Logits(NamedTuple):
-    """Rows of logits, ready for an exponential.
-
-    Attributes:
-        z: the logits, in float32 or wider; -inf where they are masked.
-        top: the maximum m of each row and its sink, or any finite number for a row of -inf alone:
-            a constant, without the axis.
-        sink: the extra logit of each row, moved by the same shift as z, without the axis.
-        shift: what was subtracted from the scaled logits, without the axis; None for nothing.
-    """
-
-    z: Float[Array, "..."]
-    top: Float[Array, "..."]
-    sink: Float[Array, "..."] | None
-    shift: Float[Array, "..."] | None
-
-
-def prepare(
-    x: Float[Array, "..."],
-    axis: int,
-    where: Bool[Array, "..."] | None = None,
-    temperature: Float[Array, "..."] | None = None,
-    sink: Float[Array, "..."] | None = None,
-) -> Logits:
-    """Widens, masks and scales logits: differentiable in x, the temperature and the sink.
-
-    With a temperature T the logits are centred before they are divided, z = (x - m) / T, so that
-    no overflow and no rounding of x / T comes between a row and its maximum. The derivative takes
-    m for a constant: what is shift-invariant does not see it, and the rest adds the shift m / T.
-
-    Args:
-        x: logits.
-        axis: the axis of the classes.
-        where: mask of the shape of x.
-        temperature: with the axis of size 1.
-        sink: with the axis of size 1.
-    """
-    dtype = compute_dtype(x.dtype)
-    if where is not None:
-        x = jnp.where(where, x, -jnp.inf)
-    z = x.astype(dtype)
-    # Of the 16-bit numbers: on the CPU XLA then makes one kernel of softmax.
-    top = maximum(lax.stop_gradient(x), axis).astype(dtype)
-    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
-    shift = None
-    if temperature is not None:
-        temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
-        shift = top / temperature.squeeze(axis)
-        centre = jnp.expand_dims(top, axis)
-        absent = z == -jnp.inf
-        z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, centre, z), centre, temperature))
-        sink = None if sink is None else sink - shift
-        top = jnp.zeros_like(top)
-    if sink is not None:
-        top = jnp.maximum(top, lax.stop_gradient(sink))
-    return Logits(z, top, sink, shift)
-
-
-# z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
-# zero cotangent stays zero. An eighth of two numbers of any size has a finite difference, and an
-# eighth of any temperature a reciprocal that does not underflow.
-@jax.custom_vjp
-def _scaled_rule(x: Array, top: Array, temperature: Array) -> Array:
-    z = (x / 8 - top / 8) / (temperature / 8)
-    return jnp.maximum(z, jnp.finfo(z.dtype).min)
-
-
-_scaled = jvp_from_vjp(_scaled_rule)
-
-
-def _scaled_fwd(x: Array, top: Array, temperature: Array) -> tuple[Array, tuple[Array, Array]]:
-    z = _scaled(x, top, temperature)
-    return z, (z, temperature)
-
-
-def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array]:
-    z, temperature = residuals
-    x_bar = cotangent / temperature
-    axes = [a for a in range(z.ndim) if temperature.shape[a] == 1]
-    return x_bar, None, -jnp.sum(x_bar * z, axes, keepdims=True)
-
-
-_scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
-
-
-# ---------------------------------------------------------------------------------- statistics
 
 
 class Row(NamedTuple):
@@ -201,21 +71,6 @@ def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None
     # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For any
     # other its rounding is that of Z.
     return Row(top, rest + (apart - 1))
-
-
-def keep_inputs(fun: Callable[[], Any]) -> Any:
-    """Calls `fun` so that reverse mode keeps what it closes over, and nothing that it computes.
-
-    What `prepare` makes of the logits is an array of their size: it is made again instead.
-    """
-    return jax.checkpoint(fun, prevent_cse=False)()
-
-
-def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The maximum of each row; the lowest finite number for a row of -inf alone."""
-    # The reduction starts from the lowest finite number rather than from -inf, for a maximum taken
-    # of the result would stand between two kernels of XLA on the CPU.
-    return lax.reduce(z, jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), lax.max, (axis,))
 
 
 def normalizer(logits: Logits, axis: int) -> Float[Array, "..."]:
@@ -330,17 +185,6 @@ def signed_weights(
     return sign * jnp.exp((z - top) - finite)
 
 
-def take(z: Float[Array, "..."], index: Int[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """One entry of each row."""
-    index = jnp.expand_dims(index, axis)
-    return jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
-
-
-def one_hot(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
-    """Where the position along the axis is the index."""
-    return lax.broadcasted_iota(index.dtype, shape, axis) == jnp.expand_dims(index, axis)
-
-
 def other_mass(loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """1 - exp(-loss), the mass of all other classes, without the subtraction."""
     return -jnp.expm1(-loss)
@@ -365,15 +209,6 @@ def difference(
     """q - p from the logarithm of their ratio, to its last bits where both round to 1."""
     d = -jnp.abs(log_ratio)
     return jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
-
-
-def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:
-    """c tanh(x / c), in the compute type; an infinite logit stays, be it a mask or an error."""
-    x = x.astype(compute_dtype(x.dtype))
-    c = jnp.asarray(softcap, x.dtype)
-    c = jnp.where(c > 0, c, jnp.nan)
-    infinite = jnp.isinf(x)
-    return jnp.where(infinite, x, c * jnp.tanh(jnp.where(infinite, 0, x) / c))
 
 
 def _chunked(z: Array, axis: int, chunks: int) -> Array:

@@ -1,7 +1,6 @@
 """softmax, its rule, and the products with its Jacobian."""
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _checks, _rows
+from jaxsoft import _axes, _checks, _logits, _rows
 from jaxsoft._autodiff import jvp_from_vjp
 
 
@@ -76,14 +75,14 @@ def softmax(
 def _softmax(
     x: Array, where: Array | None, temperature: Array | None, sink: Array | None, *, axes: Any
 ) -> Array:
-    shape, axis = x.shape, _rows.merged_axis(x.ndim, axes)
-    options = [_rows.merge_axes(option, axes) for option in (where, temperature, sink)]
+    shape, axis = x.shape, _axes.merged_axis(x.ndim, axes)
+    options = [_axes.merge_axes(option, axes) for option in (where, temperature, sink)]
 
-    merged = _rows.merge_axes(x, axes)
-    logits = _rows.keep_inputs(lambda: _rows.prepare(merged, axis, *options))
+    merged = _axes.merge_axes(x, axes)
+    logits = _logits.keep_inputs(lambda: _logits.prepare(merged, axis, *options))
     total = _rows.normalizer(logits, axis)
     p, _ = probabilities(logits.z, logits.sink, logits.top, total, axis, x.dtype)
-    return _rows.unmerge_axes(p, axes, shape)
+    return _axes.unmerge_axes(p, axes, shape)
 
 
 # The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the
@@ -155,7 +154,7 @@ def jacobian_product(
             p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), with a last term that is 0 for probabilities while its
             derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
-    dtype = _rows.compute_dtype(p.dtype)
+    dtype = _logits.compute_dtype(p.dtype)
 
     def across(of_row: Array) -> Array:
         return jnp.expand_dims(of_row.astype(dtype), axis)
@@ -174,9 +173,9 @@ def jacobian_product(
     products = [p * (u + across(minus_mean)) for p, u in zip(ps, us, strict=True)]
     excess = total(products)
     if free:
-        defect = _defect(ps[0], axis)
-        excess += minus_mean * defect
-        products[0] -= ps[0] * across(minus_centre * defect)
+        missing = defect(ps[0], axis)
+        excess += minus_mean * missing
+        products[0] -= ps[0] * across(minus_centre * missing)
     product, *rest = (
         product + _minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
     )
@@ -195,154 +194,15 @@ def _minus_top(p: Array) -> Array:
 
 def undominated(largest: Array) -> Array:
     """1 in a row whose largest probability is at most 1/2, else 0."""
-    return 1 - jnp.ceil(largest.astype(_rows.compute_dtype(largest.dtype)) - 0.5)
+    return 1 - jnp.ceil(largest.astype(_logits.compute_dtype(largest.dtype)) - 0.5)
 
 
 # 1 - Σp, taken to be 0, with the derivative that it has.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _defect(p: Array, axis: int) -> Array:
+def defect(p: Array, axis: int) -> Array:
     return jnp.zeros_like(jnp.sum(p, axis))
 
 
-@_defect.defjvp
+@defect.defjvp
 def _defect_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _defect(*primals, axis), -jnp.sum(*tangents, axis)
-
-
-def softmax_jvp(
-    p: Shaped[ArrayLike, "..."], v: Shaped[ArrayLike, "..."], axis: _checks.Axis = -1
-) -> Float[Array, "..."]:
-    r"""The product of softmax's Jacobian with a tangent, from the probabilities.
-
-        J v = (diag(p) - p pᵀ) v = p ∘ (v - ⟨p, v⟩)
-
-    Nothing is exponentiated. Differentiable in both arguments and in every mode; by p, which sums
-    to 1, as the formula above, also in directions that change the sum.
-
-    Args:
-        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
-        v: tangent of the logits, broadcastable to `p`.
-        axis: the axis of the classes, a tuple of axes, or None for all of them.
-
-    Returns:
-        The tangent of the probabilities, with the shape and dtype of `p`.
-
-    Raises:
-        TypeError: an argument is complex or not an array.
-        ValueError: `axis` is out of range, or `v` does not broadcast to `p`.
-
-    Numerics:
-        The error of entry i is at most 8 eps of p_i Σ_j p_j |v_i - v_j|, whatever constant is
-        added to v and however close to 1 a probability lies (there the other probabilities must
-        be those of `softmax`, not 1 - p).
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoft
-        >>> p = jnp.array([0.5, 0.25, 0.25])
-        >>> print(jaxsoft.softmax_jvp(p, jnp.array([1.0, 0.0, 0.0])))
-        [ 0.25  -0.125 -0.125]
-    """
-    return _product("softmax_jvp", "v", p, v, axis)
-
-
-def softmax_vjp(
-    p: Shaped[ArrayLike, "..."], g: Shaped[ArrayLike, "..."], axis: _checks.Axis = -1
-) -> Float[Array, "..."]:
-    r"""The product of softmax's transposed Jacobian with a cotangent, from the probabilities.
-
-        Jᵀ g = p ∘ (g - ⟨p, g⟩)
-
-    The Jacobian is symmetric, so this is `softmax_jvp` under the name that a backward pass looks
-    for; see there.
-
-    Args:
-        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
-        g: cotangent of the probabilities, broadcastable to `p`.
-        axis: the axis of the classes, a tuple of axes, or None for all of them.
-
-    Returns:
-        The cotangent of the logits, with the shape and dtype of `p`.
-
-    Raises:
-        TypeError: an argument is complex or not an array.
-        ValueError: `axis` is out of range, or `g` does not broadcast to `p`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoft
-        >>> p = jnp.array([0.5, 0.25, 0.25])
-        >>> print(jaxsoft.softmax_vjp(p, jnp.array([0.0, 1.0, 0.0])))
-        [-0.125   0.1875 -0.0625]
-    """
-    return _product("softmax_vjp", "g", p, g, axis)
-
-
-def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -> Array:
-    p = _checks.floating(function, "p", p)
-    v = _checks.floating(function, argument, v)
-    axes = _checks.axes(function, axis, p.ndim)
-    v = _checks.broadcast(function, argument, v, p.shape, "the shape of p")
-    return _free_product(p, v, axes=axes) if p.size else p
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
-    shape, axis = p.shape, _rows.merged_axis(p.ndim, axes)
-    p, v = _rows.merge_axes(p, axes), _rows.merge_axes(v, axes)
-    spread = undominated(jnp.max(lax.stop_gradient(p), axis))
-    product, _ = jacobian_product(p, v, axis, spread, free=True)
-    return _rows.unmerge_axes(product.astype(p.dtype), axes, shape)
-
-
-def softmax_derivative(
-    p: Shaped[ArrayLike, "..."],
-    i: Shaped[ArrayLike, "..."],
-    j: Shaped[ArrayLike, "..."],
-    axis: _checks.Axis = -1,
-) -> Float[Array, "..."]:
-    r"""One entry of softmax's Jacobian, from the probabilities.
-
-        ∂p_i/∂x_i = p_i (1 - p_i)          ∂p_i/∂x_j = -p_i p_j
-
-    with 1 - p_i summed from the other probabilities.
-
-    Args:
-        p: probabilities, shape [..., n, ...], that sum to 1 along the axis.
-        i: the class whose probability changes: an integer, or an integer array that broadcasts
-            with the shape of `p` without the axis.
-        j: the class whose logit changes, likewise.
-        axis: the axis of the classes; with several axes, classes count through them in order.
-
-    Returns:
-        The derivative, of the shape of `p` without the axis and of its dtype.
-
-    Raises:
-        TypeError: `p` is complex or not an array, `i` or `j` is not an integer.
-        ValueError: `axis` is out of range, a class given as an integer is outside [0, n) (in an
-            array its derivative is NaN), an array of classes does not broadcast.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoft
-        >>> p = jnp.array([0.69, 0.10, 0.21])  # setosa, versicolor, virginica
-        >>> print(jaxsoft.softmax_derivative(p, 0, 0), jaxsoft.softmax_derivative(p, 0, 1))
-        0.2139 -0.069
-    """
-    p = _checks.floating("softmax_derivative", "p", p)
-    axes = _checks.axes("softmax_derivative", axis, p.ndim)
-    n = math.prod(p.shape[a] for a in axes)
-    rows = tuple(size for a, size in enumerate(p.shape) if a not in axes)
-    i = _checks.classes("softmax_derivative", "i", i, n, rows)
-    j = _checks.classes("softmax_derivative", "j", j, n, rows)
-    return _entry(p, i, j, axes=axes) if p.size else jnp.full(rows, jnp.nan, p.dtype)
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _entry(p: Array, i: Array, j: Array, *, axes: tuple[int, ...]) -> Array:
-    dtype, axis = p.dtype, _rows.merged_axis(p.ndim, axes)
-    p = _rows.merge_axes(p.astype(_rows.compute_dtype(dtype)), axes)
-    n = p.shape[axis]
-    inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
-    i, j = jnp.clip(i, 0, n - 1), jnp.clip(j, 0, n - 1)
-    others = jnp.sum(jnp.where(_rows.one_hot(i, p.shape, axis), 0, p), axis)
-    same = others + _defect(p, axis)
-    entry = _rows.take(p, i, axis) * jnp.where(i == j, same, -_rows.take(p, j, axis))
-    return jnp.where(inside, entry, jnp.nan).astype(dtype)
+    return defect(*primals, axis), -jnp.sum(*tangents, axis)

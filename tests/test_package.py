@@ -28,11 +28,12 @@ OPTIONAL = {
 # that do not exist yet have their place already.
 LAYERS = (
     ("_checks", "_autodiff"),
+    ("_axes", "_logits"),
     ("_rows",),
     ("_softmax",),
-    ("_logarithms",),
+    ("_products", "_logarithms"),
     ("_spectrum", "_jacobian"),
-    ("_losses",),
+    ("_losses", "_information"),
     ("_linear_cross_entropy",),
     ("",),
     ("_testing",),

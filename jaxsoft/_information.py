@@ -1,0 +1,213 @@
+"""entropy and kl_divergence, each with its rule."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxsoft import _axes, _checks, _logits, _rows
+from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._softmax import jacobian_product, probabilities, undominated
+
+
+def entropy(
+    x: Shaped[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Shaped[ArrayLike, "..."] | None = None,
+    *,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+) -> Float[Array, "..."]:
+    r"""The entropy of softmax(x), in nats, from the logits.
+
+        H = -Σ_j p_j log p_j = log1p(Σ_{j≠k} exp(z_j - m)) + Σ_j p_j (m - z_j),  z = x / T
+        ∂H/∂x = -J (z - m) / T
+
+    Both terms of H are non-negative: nothing cancels, and the entropy of a confident row keeps
+    its last bits.
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+
+    Returns:
+        The entropy in nats, with the shape of `x` without the axis and its dtype.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Numerics:
+        A row that is masked or -inf throughout has entropy 0 and derivative 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
+        1.742e-16
+    """
+    x = _checks.floating("entropy", "x", x)
+    axes = _checks.axes("entropy", axis, x.ndim)
+    where = _checks.mask("entropy", where, x.shape)
+    scale = _checks.temperature("entropy", temperature, x.shape, axes)
+    return _entropy(x, where, scale, axes=axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _entropy(
+    x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
+) -> Array:
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
+    axis = _axes.merged_axis(x.ndim, axes)
+    if not x.size:
+        return jnp.zeros(shape, x.dtype)
+
+    merged = _axes.merge_axes(x, axes)
+    options = [_axes.merge_axes(option, axes) for option in (where, temperature)]
+
+    def logits() -> _logits.Logits:
+        return _logits.prepare(merged, axis, *options)
+
+    row = _rows.statistics(logits(), axis)
+    entropies = _logits.keep_inputs(lambda: row_entropy(logits().z, row, axis))
+    return entropies.astype(x.dtype).reshape(shape)
+
+
+# ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
+# entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _row_entropy(z: Array, row: _rows.Row, axis: int) -> Array:
+    p = _rows.probabilities(z, row.top, row.normalizer, axis)
+    spread = jnp.sum(p * _gaps(z, row, axis), axis)
+    return row.log_normalizer + spread
+
+
+row_entropy = jvp_from_vjp(_row_entropy)
+
+
+def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+    return row_entropy(z, row, axis), (z, row)
+
+
+def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
+    slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(row.largest))
+    return jnp.expand_dims(cotangent, axis) * slope, None
+
+
+_row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
+
+
+def _gaps(z: Array, row: _rows.Row, axis: int) -> Array:
+    """m - z, the distance to the maximum; 0 for an entry of -inf, which has no weight."""
+    top = jnp.expand_dims(row.top, axis)
+    return top - jnp.where(z == -jnp.inf, top, z)
+
+
+def kl_divergence(
+    x: Shaped[ArrayLike, "..."],
+    y: Shaped[ArrayLike, "..."],
+    axis: _checks.Axis = -1,
+    where: Shaped[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""The Kullback-Leibler divergence of softmax(x) from softmax(y), from the logits.
+
+        KL = Σ_j p_j (log p_j - log q_j) = Σ_j p_j (exp(d_j) - 1 - d_j),  d = log q - log p
+        ∂KL/∂x = J_p (x - y)          ∂KL/∂y = q - p
+
+    No term of the second sum is negative: of two distributions that nearly agree the divergence
+    keeps its leading digits, where the first sum leaves rounding errors of either sign.
+
+    Args:
+        x: logits of p, shape [..., n, ...].
+        y: logits of q, of the same shape.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+
+    Returns:
+        The divergence in nats, with the shape of `x` without the axis, of the dtype of `x` and
+        `y`.
+
+    Raises:
+        TypeError: `x` or `y` is complex or not an array, `where` is not boolean.
+        ValueError: the shapes of `x` and `y` differ, `axis` is out of range.
+
+    Numerics:
+        Classes with q_j = 0 < p_j give infinity, with derivative NaN; classes with p_j = 0
+        contribute 0. A row that is masked throughout has divergence 0 and derivative 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> kl = jaxsoft.kl_divergence(jnp.array([0.0, 0.0]), jnp.array([0.0, 1e-4]))
+        >>> print(f"{kl:.4g}")
+        1.25e-09
+    """
+    x = _checks.floating("kl_divergence", "x", x)
+    y = _checks.floating("kl_divergence", "y", y)
+    _checks.same_shape("kl_divergence", "y", y, x.shape, "the shape of x")
+    axes = _checks.axes("kl_divergence", axis, x.ndim)
+    where = _checks.mask("kl_divergence", where, x.shape)
+    return _kl_divergence(x, y, where, axes=axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _kl_divergence(x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
+    axis, dtype = _axes.merged_axis(x.ndim, axes), jnp.result_type(x, y)
+    if not x.size:
+        return jnp.zeros(shape, dtype)
+
+    mask = _axes.merge_axes(where, axes)
+
+    def logits(given: Array) -> _logits.Logits:
+        return _logits.prepare(_axes.merge_axes(given.astype(dtype), axes), axis, mask)
+
+    rows = [_rows.statistics(logits(given), axis) for given in (x, y)]
+    loss = _logits.keep_inputs(lambda: divergence(logits(x).z, logits(y).z, *rows, axis))
+    return loss.astype(dtype).reshape(shape)
+
+
+# z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _divergence(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+    p = _rows.probabilities(z, z_row.top, z_row.normalizer, axis)
+    q = _rows.probabilities(w, w_row.top, w_row.normalizer, axis)
+    terms = _rows.divergence_terms(p, q, _log_ratio(z, w, z_row, w_row, axis))
+    return jnp.sum(terms, axis)
+
+
+divergence = jvp_from_vjp(_divergence)
+
+
+def _divergence_fwd(
+    z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int
+) -> tuple[Array, Any]:
+    return divergence(z, w, z_row, w_row, axis), (z, w, z_row, w_row)
+
+
+def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+    z, w, z_row, w_row = residuals
+    p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
+    q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
+    ratio = _log_ratio(z, w, z_row, w_row, axis)
+    z_bar, _ = jacobian_product(p, -ratio, axis, undominated(z_row.largest))
+    plain = q - p
+    exact = _rows.difference(p, q, lax.stop_gradient(ratio))
+    w_bar = plain + lax.stop_gradient(exact - plain)
+    cotangent = jnp.expand_dims(cotangent, axis)
+    return cotangent * z_bar, cotangent * w_bar, None, None
+
+
+_divergence.defvjp(_divergence_fwd, _divergence_bwd)
+
+
+def _log_ratio(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+    """log q - log p, exact to the rounding of w - z up to one constant; 0 where p = 0."""
+    absent = z == -jnp.inf
+    difference = jnp.where(absent, 0, w) - jnp.where(absent, 0, z)
+    centred = difference - jnp.expand_dims(w_row.top - z_row.top, axis)
+    logarithms = w_row.log_normalizer - z_row.log_normalizer
+    return jnp.where(absent, 0, centred - jnp.expand_dims(logarithms, axis))

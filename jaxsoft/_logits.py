@@ -1,0 +1,126 @@
+"""Logits made ready for an exponential: widened, masked, capped, scaled."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
+
+from jaxsoft._autodiff import jvp_from_vjp
+
+
+def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """float32 for the 16-bit types and below, else the type itself."""
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+class Logits(NamedTuple):
+    """Rows of logits, ready for an exponential.
+
+    Attributes:
+        z: the logits, in float32 or wider; -inf where they are masked.
+        top: the maximum m of each row and its sink, or any finite number for a row of -inf alone:
+            a constant, without the axis.
+        sink: the extra logit of each row, moved by the same shift as z, without the axis.
+        shift: what was subtracted from the scaled logits, without the axis; None for nothing.
+    """
+
+    z: Float[Array, "..."]
+    top: Float[Array, "..."]
+    sink: Float[Array, "..."] | None
+    shift: Float[Array, "..."] | None
+
+
+def prepare(
+    x: Float[Array, "..."],
+    axis: int,
+    where: Bool[Array, "..."] | None = None,
+    temperature: Float[Array, "..."] | None = None,
+    sink: Float[Array, "..."] | None = None,
+) -> Logits:
+    """Widens, masks and scales logits: differentiable in x, the temperature and the sink.
+
+    With a temperature T the logits are centred before they are divided, z = (x - m) / T, so that
+    no overflow and no rounding of x / T comes between a row and its maximum. The derivative takes
+    m for a constant: what is shift-invariant does not see it, and the rest adds the shift m / T.
+
+    Args:
+        x: logits.
+        axis: the axis of the classes.
+        where: mask of the shape of x.
+        temperature: with the axis of size 1.
+        sink: with the axis of size 1.
+    """
+    dtype = compute_dtype(x.dtype)
+    if where is not None:
+        x = jnp.where(where, x, -jnp.inf)
+    z = x.astype(dtype)
+    # Of the 16-bit numbers: on the CPU XLA then makes one kernel of softmax.
+    top = maximum(lax.stop_gradient(x), axis).astype(dtype)
+    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
+    shift = None
+    if temperature is not None:
+        temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
+        shift = top / temperature.squeeze(axis)
+        centre = jnp.expand_dims(top, axis)
+        absent = z == -jnp.inf
+        z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, centre, z), centre, temperature))
+        sink = None if sink is None else sink - shift
+        top = jnp.zeros_like(top)
+    if sink is not None:
+        top = jnp.maximum(top, lax.stop_gradient(sink))
+    return Logits(z, top, sink, shift)
+
+
+# z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
+# zero cotangent stays zero. An eighth of two numbers of any size has a finite difference, and an
+# eighth of any temperature a reciprocal that does not underflow.
+@jax.custom_vjp
+def _scaled_rule(x: Array, top: Array, temperature: Array) -> Array:
+    z = (x / 8 - top / 8) / (temperature / 8)
+    return jnp.maximum(z, jnp.finfo(z.dtype).min)
+
+
+_scaled = jvp_from_vjp(_scaled_rule)
+
+
+def _scaled_fwd(x: Array, top: Array, temperature: Array) -> tuple[Array, tuple[Array, Array]]:
+    z = _scaled(x, top, temperature)
+    return z, (z, temperature)
+
+
+def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array]:
+    z, temperature = residuals
+    x_bar = cotangent / temperature
+    axes = [a for a in range(z.ndim) if temperature.shape[a] == 1]
+    return x_bar, None, -jnp.sum(x_bar * z, axes, keepdims=True)
+
+
+_scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
+
+
+def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The maximum of each row; the lowest finite number for a row of -inf alone."""
+    # The reduction starts from the lowest finite number rather than from -inf, for a maximum taken
+    # of the result would stand between two kernels of XLA on the CPU.
+    return lax.reduce(z, jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), lax.max, (axis,))
+
+
+def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:
+    """c tanh(x / c), in the compute type; an infinite logit stays, be it a mask or an error."""
+    x = x.astype(compute_dtype(x.dtype))
+    c = jnp.asarray(softcap, x.dtype)
+    c = jnp.where(c > 0, c, jnp.nan)
+    infinite = jnp.isinf(x)
+    return jnp.where(infinite, x, c * jnp.tanh(jnp.where(infinite, 0, x) / c))
+
+
+def keep_inputs(fun: Callable[[], Any]) -> Any:
+    """Calls `fun` so that reverse mode keeps what it closes over, and nothing that it computes.
+
+    What `prepare` makes of the logits is an array of their size: it is made again instead.
+    """
+    return jax.checkpoint(fun, prevent_cse=False)()
