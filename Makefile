@@ -17,7 +17,7 @@ OLDEST_NUMPY := numpy==1.26.0 scipy==1.11.2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest lint format bench clean
+.PHONY: help demo test test-oldest fuzz lint format bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -32,6 +32,9 @@ test: $(VENV)/.installed-test ## run everything: unit tests, doctests, notebooks
 test-oldest: $(OLDEST_VENV)/.installed ## run the unit tests with the lowest supported jax
 	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
 		-m "not notebook and not peer" $(ARGS)
+
+fuzz: $(VENV)/.installed-test ## run 100,000 random cases
+	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
 lint: $(VENV)/.installed-lint ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # No deadline, since the first call compiles; the same examples in every run.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+# Other examples in every run, and many.
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=100_000)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,9 @@ def _log_softmax(
 
     def logarithms() -> Array:
         z, _, z_sink, _ = logits()
-        return log_probabilities(z, z_sink, row, axis).astype(x.dtype)
+        log_p = log_probabilities(z, z_sink, row, axis).astype(x.dtype)
+        mask = options[0]
+        return log_p if mask is None else jnp.where(mask, log_p, -jnp.inf)
 
     return _axes.unmerge_axes(_logits.keep_inputs(logarithms), axes, shape)
 
@@ -89,8 +91,7 @@ def _log_softmax(
 # with 1 - p_k = rest / Z. An entry of -inf is a constant: its cotangent counts for nothing.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: int) -> Array:
-    log_p = (z - jnp.expand_dims(row.top, axis)) - jnp.expand_dims(row.log_normalizer, axis)
-    return jnp.where(z == -jnp.inf, -jnp.inf, log_p)
+    return (z - jnp.expand_dims(row.top, axis)) - jnp.expand_dims(row.log_normalizer, axis)
 
 
 log_probabilities = jvp_from_vjp(_log_probabilities)

@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
 
 from jaxsoft._autodiff import jvp_from_vjp
 
+LONG = 4096  # rows with more entries than this are long
+
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for the 16-bit types and below, else the type itself."""
@@ -64,7 +66,9 @@ def prepare(
     shift = None
     if temperature is not None:
         temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
-        shift = top / temperature.squeeze(axis)
+        # Finite for a row of -inf alone too, and so is the sink when this is subtracted from it.
+        largest = jnp.finfo(dtype).max
+        shift = jnp.clip(top / temperature.squeeze(axis), -largest, largest)
         centre = jnp.expand_dims(top, axis)
         absent = z == -jnp.inf
         z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, centre, z), centre, temperature))
@@ -104,9 +108,13 @@ _scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
 
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The maximum of each row; the lowest finite number for a row of -inf alone."""
-    # The reduction starts from the lowest finite number rather than from -inf, for a maximum taken
-    # of the result would stand between two kernels of XLA on the CPU.
-    return lax.reduce(z, jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), lax.max, (axis,))
+    lowest = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype)
+    if z.shape[axis] <= LONG:
+        return jnp.maximum(jnp.max(z, axis), lowest)
+    # Of long rows XLA takes the maximum and the exponentials in one kernel on the CPU, if nothing
+    # stands between the two. Starting from a finite number is for long rows alone: in a reduction
+    # over one entry, which it makes of columns stacked to a row, XLA forgets where it starts.
+    return lax.reduce(z, lowest, lax.max, (axis,))
 
 
 def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:

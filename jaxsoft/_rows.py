@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxsoft._axes import one_hot, take
-from jaxsoft._logits import Logits
+from jaxsoft._logits import LONG, Logits
 
 _SHORT = 16  # the length of a short row
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
@@ -218,5 +218,5 @@ def _chunked(z: Array, axis: int, chunks: int) -> Array:
 @functools.cache
 def _chunk_count(n: int) -> int:
     """Into how many equal chunks a row of n is summed: near 128 if n is large and divisible."""
-    divisors = [k for k in range(8, 1025) if n % k == 0] if n > 4096 else []
+    divisors = [k for k in range(8, 1025) if n % k == 0] if n > LONG else []
     return min(divisors, key=lambda k: max(k / 128, 128 / k), default=1)

@@ -61,6 +61,18 @@ def test_a_row_of_minus_infinity(name, jit):
         assert not np.any(jacobian[0])
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy"])
+def test_a_row_of_minus_infinity_stacked_from_columns(name, n):
+    # XLA makes maxima of two arrays of it, instead of a reduction.
+    fun = jax.jit(lambda column: PER_ROW[name](jnp.stack([column] * n, -1)))
+    column = jnp.array([-INF, 1.0])
+    np.testing.assert_array_equal(fun(column)[0], EMPTY_VALUE.get(name, 0.0))
+    for jacobian in jacobians(fun, column):
+        assert np.all(np.isfinite(jacobian))
+        assert not np.any(jacobian[0])
+
+
 @pytest.mark.parametrize("name", PER_ROW)
 def test_a_row_masked_throughout(name):
     x = jnp.array([[1.0, -2.0, NAN], [1.0, 2.0, 0.5]])
