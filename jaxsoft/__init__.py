@@ -1,6 +1,9 @@
 """Softmax and everything its derivative touches, for JAX."""
 
 from jaxsoft._autodiff import jvp_from_vjp as jvp_from_vjp
+from jaxsoft._jacobian import SimplexJacobian as SimplexJacobian
+from jaxsoft._jacobian import softmax_and_jacobian as softmax_and_jacobian
+from jaxsoft._jacobian import softmax_jacobian as softmax_jacobian
 from jaxsoft._logarithms import entropy as entropy
 from jaxsoft._logarithms import log_softmax as log_softmax
 from jaxsoft._logarithms import logsumexp as logsumexp
