@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import ArrayLike, Float, Shaped
 
 from jaxsoft import _checks
 from jaxsoft._jacobian import SimplexJacobian
@@ -17,6 +17,8 @@ try:
     import matplotlib as mpl
     from matplotlib import pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Polygon
@@ -40,7 +42,7 @@ def jacobian_heatmap(
     """Draws a Jacobian of softmax as a heat map, orange for positive and purple for negative.
 
     Row i says how the probability of class i answers to each logit. Up to 12 classes the entries
-    are written in.
+    are written in, with three digits of the largest; what then rounds to zero is written as 0.
 
     Args:
         jacobian: the Jacobian of one row of n classes, or any matrix of shape [n, n].
@@ -80,36 +82,28 @@ def jacobian_heatmap(
         raise ValueError(f"{name}: limit must be positive, got {limit}")
 
     ax = ax or _new_axes((1.2 * min(max(n, 3), 6) + 1.4, 1.1 * min(max(n, 3), 6) + 0.6))
-    image = ax.pcolormesh(entries, cmap="PuOr_r", vmin=-limit, vmax=limit)
-    ax.set(aspect="equal", xticks=[], yticks=[])
+    edges = np.arange(n + 1) - 0.5
+    image = ax.pcolormesh(edges, edges, entries, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)
     if n <= _MOST_NAMED:
-        ticks = np.arange(n) + 0.5
-        upright = n * max(map(len, names)) > 40
-        ax.set_xticks(ticks, [f"$z$ {x}" for x in names], rotation=90 if upright else 0)
-        ax.set_yticks(ticks, [f"$p$ {x}" for x in names])
+        rotation = 90 if n * max(map(len, names)) > 40 else 0
+        ax.set_xticks(range(n), [f"$z$ {x}" for x in names], rotation=rotation)
+        ax.set_yticks(range(n), [f"$p$ {x}" for x in names])
     else:
         ax.set(xlabel="logit of class", ylabel="probability of class")
         ax.xaxis.set_label_position("top")
     ax.tick_params(length=0, labelcolor=_INK, labeltop=True, labelbottom=False)
     if n <= _MOST_ANNOTATED:
         image.set(edgecolor="w", linewidth=2)
-        written = _signed(limit)
+        written, size = _signed(float(abs(entries).max())), 10 if n <= 6 else 7.5
         for (row, column), entry in np.ndenumerate(entries):
-            strong = abs(entry) > 0.55 * limit
+            colour = "w" if abs(entry) > 0.55 * limit else _INK
             ax.text(
-                column + 0.5,
-                row + 0.5,
-                written(entry),
-                ha="center",
-                va="center",
-                color="w" if strong else _INK,
-                fontsize=10 if n <= 6 else 7,
+                column, row, written(entry), color=colour, fontsize=size, ha="center", va="center"
             )
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
-    bar.ax.set_title(r"$\partial p_i / \partial z_j$", loc="left", pad=8, fontsize=10)
-    bar.outline.set_visible(False)
+    _colour_bar(ax, image, r"$\partial p_i / \partial z_j$")
     return ax
 
 
@@ -179,10 +173,8 @@ def simplex_flow(
         image = ax.contourf(x, y, speed, levels, cmap=blues, norm=norm, extend="both")
         u, v = np.moveaxis(moved @ corners, -1, 0)
         ax.streamplot(x, y, u, v, color=_INK, linewidth=0.7, arrowsize=0.7, density=0.9)
-        bar = ax.figure.colorbar(image, ax=ax, shrink=0.75)
+        bar = _colour_bar(ax, image, r"speed $|\,\dot p\,|$")
         bar.set_ticks(levels, labels=[f"{level:g}" for level in levels])
-        bar.set_label(r"speed $|\dot p|$")
-        bar.outline.set_visible(False)
     # The white one covers the ragged ends of the colours.
     ax.add_patch(Polygon(corners, fill=False, ec="w", lw=2.5, zorder=3))
     ax.add_patch(Polygon(corners, fill=False, ec="0.4", lw=0.8, zorder=3))
@@ -195,7 +187,7 @@ def simplex_flow(
 
 
 def slopes(
-    logits: Float[ArrayLike, " n"],
+    logits: Shaped[ArrayLike, "..."],
     index: int,
     class_names: Sequence[str] | None = None,
     *,
@@ -225,8 +217,11 @@ def slopes(
         >>> from jaxsoft import plot
         >>> logits = jnp.log(jnp.array([0.5, 0.25, 0.25]))
         >>> ax = plot.slopes(logits, 0, ["cat", "dog", "fox"], ax=Figure().subplots())
-        >>> print([text.get_text() for text in ax.get_legend().get_texts()])
-        ['cat  +0.250', 'dog  −0.125', 'fox  −0.125']
+        >>> for text in ax.get_legend().get_texts():
+        ...     print(text.get_text())
+        cat  pᵢ(1 − pᵢ) = +0.250
+        dog  −pᵢpⱼ = −0.125
+        fox  −pᵢpⱼ = −0.125
     """
     name = "slopes"
     values = _checks.floating(name, "logits", logits)
@@ -241,7 +236,8 @@ def slopes(
     present = float(values[at])
     other_logits = np.delete(np.asarray(values, float), at)
     balance = float(np.logaddexp.reduce(other_logits))  # where p_i is one half
-    low, high = min(balance - 6, present - 2), max(balance + 6, present + 2)
+    # Beyond it p_i is near 1 and the others near 0: room for the legend.
+    low, high = min(balance - 6, present - 2), max(balance + 11, present + 2)
     grid = jnp.linspace(low, high, 401, dtype=values.dtype)
     varied = jnp.broadcast_to(values, (grid.size, n)).at[:, at].set(grid)
     curves = np.asarray(softmax(varied), float)
@@ -251,33 +247,31 @@ def slopes(
     others = [int(j) for j in np.argsort(-p, stable=True) if j != at]
     drawn = [at, *sorted(others[: len(_COLOURS) - 1])]
 
-    ax = ax or _new_axes((7.2, 3.8))
+    ax = ax or _new_axes((6.4, 3.8))
     ax.axvline(present, color=_FAINT, lw=0.9, zorder=0)
     written = _signed(float(abs(tangents[drawn]).max()))
-    for i, colour in zip(drawn, _COLOURS, strict=False):
+    for position, i in enumerate(drawn):
+        # While there are enough, the colour of a class is the same whichever logit varies.
+        colour = _COLOURS[i if n <= len(_COLOURS) else position]
         ax.plot(grid, curves[:, i], color=colour, alpha=0.45)
         # Strokes of about equal length in the picture.
         run = 0.09 * (high - low) / np.hypot(1, 0.6 * (high - low) * tangents[i])
         ends = np.array([-run, run])
-        label = f"{names[i]}  {written(tangents[i])}"
+        formula = "pᵢ(1 − pᵢ)" if i == at else "−pᵢpⱼ"
+        label = f"{names[i]}  {formula} = {written(tangents[i])}"
         ax.plot(present + ends, p[i] + tangents[i] * ends, color=colour, lw=2.2, label=label)
         ax.plot(present, p[i], "o", color=colour, ms=4.5)
     ax.set(xlim=(low, high), ylim=(-0.04, 1.04), ylabel="probability")
     ax.set_xlabel(f"logit of {names[at]}")
     _plain(ax)
-    ax.legend(
-        title=f"slope at {present:.4g}".replace("-", "−"),
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-        alignment="left",
-    )
+    title = f"slopes at {present:.3g}".replace("-", "−")
+    ax.legend(title=title, loc="center right", frameon=False, alignment="left", fontsize=9)
     return ax
 
 
 def reliability(
-    logits: Float[ArrayLike, "m n"],
-    labels: Int[ArrayLike, " m"],
+    logits: Shaped[ArrayLike, "..."],
+    labels: Shaped[ArrayLike, "..."],
     *,
     bins: int = 10,
     ax: Axes | None = None,
@@ -287,8 +281,8 @@ def reliability(
     The examples are put into bins by their confidence, the largest probability. Each bin is a
     point: the mean confidence against the share of right answers, with its 95 % interval of
     Wilson. On the diagonal the classifier is calibrated, below it it is overconfident. The grey
-    bars are the share of the examples in each bin. The title has the expected calibration error,
-    the mean distance of the points from the diagonal, weighted by these shares.
+    bars are the share of the examples in each bin. The expected calibration error is the mean
+    distance of the points from the diagonal, weighted by these shares.
 
     Args:
         logits: m rows of n classes.
@@ -301,8 +295,8 @@ def reliability(
 
     Raises:
         TypeError: `logits` is complex or not an array, `labels` are not integers.
-        ValueError: the shapes do not fit, there is no example, `logits` hold NaN, `bins` is not
-            positive.
+        ValueError: the shapes do not fit, there is no example, `logits` hold NaN or +inf, a label
+            is outside [0, n), `bins` is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -311,7 +305,8 @@ def reliability(
         >>> logits = jnp.log(jnp.array([[0.75, 0.25]] * 4))  # right three times out of four
         >>> ax = plot.reliability(logits, jnp.array([0, 0, 0, 1]), ax=Figure().subplots())
         >>> print(ax.get_title(loc="left"))
-        calibration error 0.000, accuracy 0.750, 4 examples
+        calibration error 0.000
+        accuracy 0.750, 4 examples
     """
     name = "reliability"
     values = _checks.floating(name, "logits", logits)
@@ -321,10 +316,13 @@ def reliability(
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"{name}: labels must be integers, got dtype {ids.dtype}")
     _checks.same_shape(name, "labels", ids, values.shape[:1], "one for each row of the logits")
+    classes = np.asarray(ids)
+    if not ((classes >= 0) & (classes < values.shape[1])).all():
+        raise ValueError(f"{name}: labels must lie in [0, {values.shape[1]})")
     if not bins > 0:
         raise ValueError(f"{name}: bins must be positive, got {bins}")
-    p = _numbers(name, "logits", softmax(values))
-    confidence, right = p.max(1), p.argmax(1) == np.asarray(ids)
+    p = _numbers(name, "the probabilities", softmax(values))
+    confidence, right = p.max(1), p.argmax(1) == classes
 
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
@@ -339,16 +337,19 @@ def reliability(
     reach = z * np.sqrt(seen * (1 - seen) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
 
     ax = ax or _new_axes((5.0, 4.6))
-    left = np.flatnonzero(filled) / bins
-    ax.bar(left, count / m, 1 / bins, align="edge", color="0.9", edgecolor="w", zorder=0)
-    ax.plot([0, 1], [0, 1], color="0.6", lw=0.9, ls=(0, (4, 3)), zorder=1)
-    ax.vlines(said, middle - reach, middle + reach, color=_COLOURS[0], lw=1.2, alpha=0.5)
-    ax.plot(said, seen, "o-", color=_COLOURS[0], lw=1.0, ms=5)
+    left, blue = np.flatnonzero(filled) / bins, _COLOURS[0]
+    ax.vlines(said, middle - reach, middle + reach, color=blue, lw=1.2, alpha=0.5)
+    ax.plot(said, seen, "o-", color=blue, lw=1, ms=5, clip_on=False, label="bins, 95 % interval")
+    ax.plot([0, 1], [0, 1], color="0.6", lw=0.9, ls=(0, (4, 3)), zorder=1, label="calibrated")
+    bars = ax.bar(left, count / m, 1 / bins, align="edge", label="share of the examples")
+    for bar in bars:
+        bar.set(color="0.9", edgecolor="w", zorder=0)
     ax.set(aspect="equal", xlim=(0, 1), ylim=(0, 1))
     ax.set(xlabel="confidence: the largest probability", ylabel="share of right answers")
-    title = f"calibration error {error:.3f}, accuracy {right.mean():.3f}, {m:,} examples"
-    ax.set_title(title, loc="left", fontsize=10)
     _plain(ax)
+    title = f"calibration error {error:.3f}\naccuracy {right.mean():.3f}, {m:,} examples"
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(loc="upper left", frameon=False, fontsize=9)
     return ax
 
 
@@ -358,7 +359,7 @@ def reliability(
 def _numbers(function: str, argument: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     numbers = np.asarray(_checks.floating(function, argument, value), np.float64)
     if np.isnan(numbers).any():
-        raise ValueError(f"{function}: {argument} must not hold NaN")
+        raise ValueError(f"{function}: {argument} must be numbers, got NaN")
     return numbers
 
 
@@ -372,9 +373,16 @@ def _names(function: str, names: Sequence[str] | None, n: int) -> Sequence[str]:
 
 def _signed(largest: float) -> Callable[[float], str]:
     """How to write numbers up to the largest: with three digits of it, and a proper minus sign."""
-    decimals = 2 - int(np.floor(np.log10(largest))) if largest > 0 else 3
-    form = f"+.{max(decimals, 0)}f" if decimals <= 5 else "+.1e"
-    return lambda number: format(number, form).replace("-", "−")
+    decimals = 2 - int(np.floor(np.log10(largest))) if largest > 0 else 0
+    if decimals > 5:
+        return lambda number: f"{number:+.1e}".replace("-", "−")
+    unit = 10.0**-decimals
+
+    def written(number: float) -> str:
+        rounded = abs(number) >= unit / 2
+        return f"{number:+.{max(decimals, 0)}f}".replace("-", "−") if rounded else "0"
+
+    return written
 
 
 def _new_axes(size: tuple[float, float]) -> Axes:
@@ -386,3 +394,11 @@ def _plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("0.4")
     ax.tick_params(color="0.4", labelcolor="0.3")
+
+
+def _colour_bar(ax: Axes, image: ScalarMappable, label: str) -> Colorbar:
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.03)
+    ax.set_anchor("E")  # beside the bar, where the picture does not fill its place
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar
