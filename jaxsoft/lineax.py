@@ -64,7 +64,7 @@ class SimplexOperator(lx.AbstractLinearOperator):
                 f"jax.vmap, got {shape}"
             )
 
-    def mv(self, vector: Float[Array, " n"]) -> Float[Array, " n"]:
+    def mv(self, vector: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
         """The product C v, in O(n)."""
         return self.jacobian.mv(vector)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks
 from jaxsoft._jacobian import SimplexJacobian
