@@ -244,7 +244,7 @@ def slopes(
     of_logits = softmax(values)
     tangents = np.asarray(softmax_jvp(of_logits, jnp.zeros_like(values).at[at].set(1)), float)
     p = np.asarray(of_logits, float)
-    others = [int(j) for j in np.argsort(-p, stable=True) if j != at]
+    others = [int(j) for j in np.argsort(-p, kind="stable") if j != at]
     drawn = [at, *sorted(others[: len(_COLOURS) - 1])]
 
     ax = ax or _new_axes((6.4, 3.8))
