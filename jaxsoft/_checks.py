@@ -73,10 +73,15 @@ def mask(function: str, where: Any, shape: tuple[int, ...]) -> Array | None:
     """Returns the boolean mask broadcast to `shape`."""
     if where is None:
         return None
-    where = array(function, "where", where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"{function}: where must be boolean, got dtype {where.dtype}")
-    return broadcast(function, "where", where, shape, "the shape of the logits")
+    return boolean(function, "where", where, shape, "the shape of the logits")
+
+
+def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
+    """Returns a boolean array broadcast to `shape`."""
+    value = array(function, argument, value)
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
+    return broadcast(function, argument, value, shape, wanted)
 
 
 def per_row(
@@ -149,6 +154,33 @@ def number(
         span = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise ValueError(f"{function}: {argument} must lie in {span}, got {value}")
     return number
+
+
+def non_negative(
+    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
+) -> Array:
+    """Returns an array broadcast to `shape`; one given as a number must be 0 or more."""
+    array = floating(function, argument, value)
+    if isinstance(value, (bool, int, float, np.generic)) and not float(value) >= 0:
+        raise ValueError(f"{function}: {argument} must be 0 or more, got {value}")
+    return broadcast(function, argument, array, shape, wanted)
+
+
+def segments(function: str, ids: Any, count: Any, n: int) -> tuple[Array, int]:
+    """Returns one segment id for each class, and the number of segments."""
+    ids = array(function, "segment_ids", ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"{function}: segment_ids must be integers, got dtype {ids.dtype}")
+    same_shape(function, "segment_ids", ids, (n,), "one for each class")
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(
+            f"{function}: num_segments must be an integer, got {_described(count)}"
+        ) from None
+    if number < 0:
+        raise ValueError(f"{function}: num_segments must be 0 or more, got {number}")
+    return wide_integer(ids), number
 
 
 def classes(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:

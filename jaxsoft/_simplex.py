@@ -1,0 +1,323 @@
+"""Formulas of C(s, s0) = diag(s) - s sᵀ / t, t = Σs + s0: the Jacobian of the whole softmax family.
+
+Weights s have shape [..., n], the sink s0 has shape [...]. The sink is one more class of which no
+row and no column is kept: a vector has the entry 0 there. Everything works on the fractions
+a = s / t and a0 = s0 / t, which sum to 1, so that neither a weight of 1e30 (a small temperature)
+nor one of 1e-30 is ever squared.
+
+1 - a is never formed: it is the sum of the others. Derivatives are those of the formulas: a class
+is selected by numbers that count as constants, and what is selected among is equal as a function of
+(s, s0).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def fractions(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b n"], Float[Array, "*b"]]:
+    """Returns t, a and a0; a row without any weight has t = 1 and fractions of 0."""
+    t = jnp.sum(s, -1) + s0
+    t = jnp.where(t == 0, 1, t)
+    return t, s / t[..., None], s0 / t
+
+
+def dominant(a: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
+    """Where a class holds more than half of the total: at most once in a row."""
+    return a > 0.5
+
+
+def others(a: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+    """Σ_{j≠i} a_j, by subtraction from the sum where at least half of it is left."""
+    total = jnp.sum(a, -1, keepdims=True)
+    top = a > total / 2
+    rest = jnp.sum(jnp.where(top, 0, a), -1, keepdims=True)
+    return jnp.where(top, rest, total - a)
+
+
+def complement(a: Float[Array, "*b n"], a0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+    """1 - a, the share of all others."""
+    return others(a) + a0[..., None]
+
+
+# ------------------------------------------------------------------------- products with vectors
+
+
+# C is blind to a constant (sink included), so one is subtracted first: with P = I - 1 wᵀ and any
+# weights w that sum to 1, C = Pᵀ C P. As w serves the class that holds more than half of the total,
+# if there is one, so that its entry, the sum of the others, is not a difference; else a, which
+# takes a common offset out of v before it can round.
+def _anchor(
+    a: Float[Array, "*b n"], a0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
+    """w, and its entry for the sink."""
+    a, a0 = lax.stop_gradient((a, a0))
+    top, sink_top = dominant(a), dominant(a0)
+    dominated = jnp.any(top, -1) | sink_top
+    w = jnp.where(dominated[..., None], top.astype(a.dtype), a)
+    return w, jnp.where(dominated, sink_top.astype(a.dtype), a0)
+
+
+def centred(
+    a: Float[Array, "*b n"],
+    a0: Float[Array, "*b"],
+    v: Float[Array, "*b n"],
+    v0: Float[Array, "*b"] | float = 0.0,
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
+    """v - ⟨a, v⟩, the mean being over the classes and the sink, and its entry for the sink."""
+    w, w0 = _anchor(a, a0)
+    shift = jnp.sum(w * v, -1) + w0 * v0
+    u, u0 = v - shift[..., None], v0 - shift
+    mean = jnp.sum(a * u, -1) + a0 * u0
+    return u - mean[..., None], u0 - mean
+
+
+@jax.jit
+def product(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+) -> Float[Array, "*b n"]:
+    """C v = s ∘ (v - ⟨a, v⟩).
+
+    The last step, Pᵀ, is a rounding error in a row that nothing dominates. But it makes the
+    program symmetric, and so its transpose, the reverse mode, is as accurate as itself.
+    """
+    _, a, a0 = fractions(s, s0)
+    u, u0 = centred(a, a0, v)
+    out = s * u
+    excess = jnp.sum(out, -1) + s0 * u0
+    return out - _anchor(a, a0)[0] * excess[..., None]
+
+
+@jax.jit
+def quadratic_form(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+) -> Float[Array, "*b"]:
+    """vᵀ C v = Σ s (v - ⟨a, v⟩)² + s0 ⟨a, v⟩²: no term is negative."""
+    _, a, a0 = fractions(s, s0)
+    u, u0 = centred(a, a0, v)
+    return jnp.sum(s * u * u, -1) + s0 * u0 * u0
+
+
+@jax.jit
+def second(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    u: Float[Array, "*b n"],
+    v: Float[Array, "*b n"],
+) -> Float[Array, "*b n"]:
+    """t s ∘ (w - ⟨a, w⟩) with w = (u - ⟨a, u⟩)(v - ⟨a, v⟩)."""
+    t, a, a0 = fractions(s, s0)
+    (u, u0), (v, v0) = centred(a, a0, u), centred(a, a0, v)
+    w, _ = centred(a, a0, u * v, u0 * v0)
+    return t[..., None] * s * w
+
+
+# ------------------------------------------------------------------------------- entries and sums
+
+
+def _off_diagonal(s: Array, a: Array, s_other: Array, a_other: Array) -> Array:
+    """-s_i a_j = -s_j a_i, by a formula that does not tell i from j: the matrix is symmetric."""
+    return -jnp.maximum(s, s_other) * jnp.minimum(a, a_other)
+
+
+@jax.jit
+def diagonal(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+    """s (1 - a)."""
+    _, a, a0 = fractions(s, s0)
+    return s * complement(a, a0)
+
+
+@jax.jit
+def matrix(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n n"]:
+    """C itself."""
+    _, a, _ = fractions(s, s0)
+    off = _off_diagonal(s[..., :, None], a[..., :, None], s[..., None, :], a[..., None, :])
+    on = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=bool), off.shape)
+    return jnp.where(on, diagonal(s, s0)[..., None], off)
+
+
+@jax.jit
+def row(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], i: Int[Array, "*b"]
+) -> Float[Array, "*b n"]:
+    """C[i, :]; NaN where i is outside [0, n)."""
+    _, a, _ = fractions(s, s0)
+    n = s.shape[-1]
+    on = lax.broadcasted_iota(i.dtype, s.shape, s.ndim - 1) == i[..., None]
+    of_row = [jnp.sum(jnp.where(on, x, 0), -1, keepdims=True) for x in (s, a)]
+    out = jnp.where(on, diagonal(s, s0), _off_diagonal(s, a, *of_row))
+    return jnp.where(((i >= 0) & (i < n))[..., None], out, jnp.nan)
+
+
+@jax.jit
+def trace(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Σ s (1 - a)."""
+    return jnp.sum(diagonal(s, s0), -1)
+
+
+@jax.jit
+def norm_inf(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The largest absolute row sum, max s (2 Σ_{j≠i} a_j + a0); C is symmetric: also the 1-norm."""
+    _, a, a0 = fractions(s, s0)
+    return jnp.max(s * (2 * others(a) + a0[..., None]), -1, initial=0)
+
+
+# ‖C‖_F² = t² Σ a_i² [(1-a_i)² + Σ_{j≠i} a_j²]. In a saturated row every term is the square of what
+# may be 1e-35, so all is measured in units of the largest entry d = max a (1 - a), a diagonal one.
+# In the row of a dominant class (1-a)/d is at most 2, in the others a/d is.
+@jax.jit
+def norm_frobenius(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """‖C‖_F, with the derivative 0 where C = 0."""
+    t, a, a0 = fractions(s, s0)
+    rest = complement(a, a0)
+    d = lax.stop_gradient(jnp.max(a * rest, -1, keepdims=True, initial=0))
+    nonzero = d != 0
+    d = jnp.where(nonzero, d, 1)
+    top = dominant(a)
+    others = jnp.where(top, 0, a)
+    squares = jnp.sum(a * a, -1, keepdims=True) - a * a
+    top_squares = jnp.sum((others / d) ** 2, -1, keepdims=True)
+    of_top = a * a * ((rest / d) ** 2 + top_squares)
+    of_others = (others / d) ** 2 * (rest * rest + squares)
+    total = jnp.sum(jnp.where(top, of_top, of_others), -1)
+    nonzero, d = nonzero[..., 0], d[..., 0]
+    return jnp.where(nonzero, t * d * jnp.sqrt(jnp.where(nonzero, total, 1)), 0)
+
+
+@jax.jit
+def effective_rank(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """(tr C / ‖C‖_F)²; 0 where C = 0."""
+    frobenius = norm_frobenius(s, s0)
+    zero = frobenius == 0
+    return jnp.where(zero, 0, trace(s, s0) / jnp.where(zero, 1, frobenius)) ** 2
+
+
+# ------------------------------------------------------------------------- inverse and determinant
+# A damping of None is the number 0, with which only the pseudo-inverse is computed; among the rows
+# of an array the two are selected, and a negative damping makes its row NaN.
+
+
+@jax.jit
+def solve(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    b: Float[Array, "*b n"],
+    damping: Float[Array, "*b"] | None,
+) -> Float[Array, "*b n"]:
+    """(C + λ I)⁻¹ b, and C⁺ b where λ = 0."""
+    if damping is None:
+        return _solve_pseudo(s, s0, b)
+    zero, positive = _split(damping)
+    damped = _solve_damped(s, s0, b, positive)
+    return jnp.where(zero[..., None], _solve_pseudo(s, s0, b), damped)
+
+
+# With α = 1 / (s + λ) the formula of Sherman and Morrison has the denominator t - Σ α s², which is
+# λ Σ α s + s0: nothing cancels, and for b ≥ 0 no term is negative.
+def _solve_damped(s: Array, s0: Array, b: Array, damping: Array) -> Array:
+    shifted = s + damping[..., None]
+    scaled = s / shifted
+    denominator = damping * jnp.sum(scaled, -1) + s0
+    empty = denominator == 0
+    projected = jnp.sum(scaled * b, -1) / jnp.where(empty, 1, denominator)
+    return b / shifted + scaled * projected[..., None]
+
+
+# On its support C is regular with a sink: C⁻¹ b = b / s + Σb / s0. Without one its kernel is the
+# constants: C⁺ = H diag(1/s) H with H = I - 1 1ᵀ / k for k classes.
+def _solve_pseudo(s: Array, s0: Array, b: Array) -> Array:
+    support = s != 0
+    count = jnp.maximum(jnp.sum(support, -1, keepdims=True), 1).astype(s.dtype)
+
+    def project(x: Array) -> Array:
+        return jnp.where(support, x - jnp.sum(x, -1, keepdims=True) / count, 0)
+
+    b, divisor = jnp.where(support, b, 0), jnp.where(support, s, 1)
+    sunk = s0 != 0
+    common = jnp.sum(b, -1) / jnp.where(sunk, s0, 1)
+    regular = jnp.where(support, b / divisor + common[..., None], 0)
+    return jnp.where(sunk[..., None], regular, project(project(b) / divisor))
+
+
+@jax.jit
+def log_determinant(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], damping: Float[Array, "*b"] | None
+) -> Float[Array, "*b"]:
+    """log det(C + λ I), and the logarithm of the pseudo-determinant where λ = 0."""
+    if damping is None:
+        return _log_pseudo_determinant(s, s0)
+    zero, positive = _split(damping)
+    return jnp.where(zero, _log_pseudo_determinant(s, s0), _log_damped(s, s0, positive))
+
+
+# det(diag(s + λ) - s sᵀ / t) = Π (s + λ) · (λ Σ α s + s0) / t, the last by the same denominator.
+def _log_damped(s: Array, s0: Array, damping: Array) -> Array:
+    shifted = s + damping[..., None]
+    total = jnp.sum(s, -1) + s0
+    part = damping * jnp.sum(s / shifted, -1) + s0
+    empty = total == 0
+    ratio = jnp.where(empty, 1, part) / jnp.where(empty, 1, total)
+    return jnp.sum(jnp.log(shifted), -1) + jnp.log(ratio)
+
+
+# The product of the eigenvalues other than 0: on a support of k classes k Π s / t without a sink,
+# and s0 Π s / t with one.
+def _log_pseudo_determinant(s: Array, s0: Array) -> Array:
+    support = s != 0
+    count = jnp.sum(support, -1).astype(s.dtype)
+    factor = jnp.where(s0 != 0, s0, count)
+    total = jnp.sum(s, -1) + s0
+    empty = count == 0
+    ratio = jnp.log(jnp.where(empty, 1, factor)) - jnp.log(jnp.where(empty, 1, total))
+    return jnp.sum(jnp.log(jnp.where(support, s, 1)), -1) + ratio
+
+
+def _split(damping: Array) -> tuple[Array, Array]:
+    """Where the damping is 0, and it elsewhere: 1 where it is 0, NaN where it is negative."""
+    positive = jnp.where(damping > 0, damping, jnp.nan)
+    return damping == 0, jnp.where(damping == 0, 1, positive)
+
+
+# --------------------------------------------------------------------------------------- classes
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def merged(
+    s: Float[Array, "*b n"], ids: Int[Array, " n"], *, count: int
+) -> tuple[Float[Array, "*b m"], Float[Array, "*b"]]:
+    """The weights summed over the classes of each id, and the sum of those of no id in [0, m)."""
+    inside = (ids >= 0) & (ids < count)
+    place = jnp.where(inside, ids, count)
+    sums = jnp.zeros((*s.shape[:-1], count + 1), s.dtype).at[..., place].add(s)
+    return sums[..., :-1], sums[..., -1]
+
+
+# ------------------------------------------------------------------------------------ certificate
+
+
+# With every logit moved by at most r, p_i is largest when its own goes up and all others down, and
+# smallest the other way round; the sink's logit stays. In units of e^r all exponents are negative.
+@jax.jit
+def certificate(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], radius: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+    """The smallest and the largest probabilities."""
+    t, a, a0 = fractions(s, s0)
+    a0, rest = a0[..., None], others(a)
+    decay = jnp.exp(-radius * t)[..., None]
+    upper = _share(a, rest * decay * decay + a0 * decay)
+    # Where there is no other class, e^-r is a factor of both.
+    common = jnp.where(rest == 0, 1, decay)
+    lower = _share(a * decay * common, rest + a0 * common)
+    return jnp.where((rest == 0) & (a0 == 0), a, lower), upper
+
+
+def _share(part: Array, rest: Array) -> Array:
+    """part / (part + rest), 0 / 0 being 0."""
+    total = part + rest
+    return jnp.where(total == 0, 0, part / jnp.where(total == 0, 1, total))

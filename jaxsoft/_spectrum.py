@@ -1,0 +1,185 @@
+"""The spectrum of C(s, s0) by the secular equation."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+# With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
+#
+#     R(λ) = Σ_{i≥2} w_i / (λ - s_i) + w_0 / λ = 1,    w_i = s_i (s1 - s_i) / t,  w_0 = s0 s1 / t,
+#
+# the secular equation Σ s_i² / (s_i - λ) = t times (s1 - λ) / t. No weight is negative, so to the
+# right of s2, where the largest eigenvalue lies, R falls from its pole to 0 and nothing cancels.
+#
+# The unknown is τ = λ - s2, for the distance to the pole keeps its relative accuracy. A step keeps
+# the term of that pole and replaces the others by A / (τ + G) of the same value and slope. Since
+# 1 / R is concave in τ the replacement lies below R, and the iterates climb to the root.
+#
+# Everything is measured in units of the upper bound u = s1 (t - s1 + s2) / t, which is at most
+# twice λ: the weights w / u, the gaps and τ lie in [0, 1] in a saturated row as in any other.
+
+
+def _iterations(dtype: jnp.dtype) -> int:
+    return 4 if dtype.itemsize > 4 else 3
+
+
+def _places(s: Float[Array, "*b n"]) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
+    """Where the largest weight is, and the second: one place each (none for a second of one)."""
+    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+    s = lax.stop_gradient(s)
+    first = place == jnp.argmax(s, -1).astype(jnp.int32)[..., None]
+    s = jnp.where(first, -1, s)
+    return first, ~first & (place == jnp.argmax(s, -1).astype(jnp.int32)[..., None])
+
+
+def _separation(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """τ = λ - s2 for the largest eigenvalue λ."""
+    first, second = _places(s)
+    top, pole = _select(first, s), _select(second, s)
+    rest = jnp.where(first, 0, s)
+    t = jnp.sum(s, -1) + s0
+    nonzero = t != 0
+    t = jnp.where(nonzero, t, 1)
+    unit = top * ((jnp.sum(rest, -1) + s0 + pole) / t)
+    unit = jnp.where(unit == 0, 1, unit)
+    weights = (rest / unit[..., None]) * ((top[..., None] - s) / t[..., None])
+    weight0 = (s0 / unit) * (top / t)
+    gaps = jnp.where(first, 0, pole[..., None] - s) / unit[..., None]
+    gap0 = pole / unit
+    near = jnp.where(gaps == 0, weights, 0)
+    weights = jnp.where(gaps == 0, 0, weights)
+    # A sink with the second largest weight 0 is a pole at the very place.
+    near = jnp.sum(near, -1) + jnp.where(gap0 == 0, weight0, 0)
+    weight0 = jnp.where(gap0 == 0, 0, weight0)
+
+    total = jnp.sum(weights, -1) + weight0
+    moment = jnp.sum(weights * gaps, -1) + weight0 * gap0
+    tau = _two_poles(near, total, moment / jnp.where(total == 0, 1, total))
+    for _ in range(_iterations(s.dtype)):
+        distance = tau[..., None] + gaps
+        terms = _quotient(weights, distance)
+        term0 = _quotient(weight0, tau + gap0)
+        value = jnp.sum(terms, -1) + term0
+        slope = jnp.sum(_quotient(terms, distance), -1) + _quotient(term0, tau + gap0)
+        length = _quotient(value, slope)
+        tau = _two_poles(near, value * length, jnp.maximum(length - tau, 0))
+    return tau * unit
+
+
+def _two_poles(
+    near: Float[Array, "*b"], far: Float[Array, "*b"], gap: Float[Array, "*b"]
+) -> Float[Array, "*b"]:
+    """The root τ ≥ 0 of near / τ + far / (τ + gap) = 1."""
+    h = far + near - gap
+    r = jnp.sqrt(h * h + 4 * near * gap)
+    return jnp.where(h >= 0, 0.5 * (h + r), _quotient(2 * near * gap, r - h))
+
+
+def _quotient(a: Array, b: Array) -> Array:
+    """a / b, and 0 for a = 0."""
+    return jnp.where(a == 0, 0, a / jnp.where(a == 0, 1, b))
+
+
+def _select(where: Bool[Array, "*b n"], x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+    return jnp.sum(jnp.where(where, x, 0), -1)
+
+
+# λ is a simple eigenvalue unless three weights or more share the maximum, and dλ = vᵀ dC v, which
+# is the derivative of the quadratic form: Σ (v_i - m)² ds_i + m² ds0 with m = ⟨a, v⟩. From
+# C v = λ v it follows that v_i - m = λ v_i / s_i. Weights that tie for the maximum share equally:
+# for two this is no change, for more it is the mean over the eigenvectors of λ.
+@jax.custom_jvp
+def _largest(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """λ, and τ = λ - s2 to its own last bits."""
+    tau = _separation(s, s0)
+    return _select(_places(s)[1], s) + tau, tau
+
+
+@_largest.defjvp
+def _largest_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    s, s0 = primals
+    ds, ds0 = tangents
+    value, tau = _largest(s, s0)
+    slopes, slope0 = _slopes(s, s0, value, tau)
+    change = jnp.sum(slopes * ds, -1) + slope0 * ds0
+    return (value, tau), (change, change - _select(_places(s)[1], ds))
+
+
+# In units of m = τ the eigenvector of λ has the entries -y_i = -s_i τ / (λ - s_i) for i ≥ 2, with
+# the pole itself first, y_2 = s2; the largest is y_1 = Σ_{i≥2} y_i + y_0, since C 1 = a0 s, where
+# y_0 = s0 τ / λ is the sink's as that of a class with its pole at 0.
+def _eigenvector(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    value: Float[Array, "*b"],
+    tau: Float[Array, "*b"],
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b n"]]:
+    """y_i / y_1 (i ≥ 2, else 0), y_1, whether C = 0, and τ / (λ - s_i)."""
+    first, second = _places(s)
+    zero = (_select(first, s) == 0) | (jnp.sum(jnp.where(first, 0, s), -1) + s0 == 0)
+    value, tau = jnp.where(zero, 1, value), jnp.where(zero, 1, tau)
+    gaps = _select(second, s)[..., None] - s
+    f = jnp.where(second, 1, _ratio(tau[..., None], jnp.where(first | second, 1, gaps)))
+    y = jnp.where(first, 0, s * f)
+    y1 = jnp.where(zero, 1, jnp.sum(y, -1) + s0 * (tau / value))
+    return y / y1[..., None], y1, zero, f
+
+
+def _slopes(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    value: Float[Array, "*b"],
+    tau: Float[Array, "*b"],
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
+    """∂λ/∂s and ∂λ/∂s0."""
+    first, _ = _places(s)
+    r, y1, zero, f = _eigenvector(s, s0, value, tau)
+    top = _select(first, s)
+    # Where C = 0 the eigenvector is that of the one weight left, with m = 1, or of none, m = 0.
+    mean = lax.stop_gradient((top != 0).astype(s.dtype))
+    scale = jnp.where(zero, mean, value / y1)
+    of_top = jnp.where(zero, 1 - mean, value / jnp.where(top == 0, 1, top))
+    of_sink = jnp.where(zero, mean, tau / y1)
+    square = 1 + jnp.sum(r * r, -1)
+    slopes = jnp.where(first, of_top[..., None], scale[..., None] * f) ** 2 / square[..., None]
+    tied = s == top[..., None]
+    shared = _select(tied, slopes) / jnp.sum(tied, -1).astype(s.dtype)
+    return jnp.where(tied, shared[..., None], slopes), of_sink**2 / square
+
+
+# τ / (τ + g) with 0 / 0 = 1. There the derivative is NaN, as it should be: g = 0 at τ = 0 is a
+# third weight that shares the maximum, and the eigenvector can turn in the space of those.
+@jax.custom_jvp
+def _ratio(tau: Float[Array, "..."], gap: Float[Array, "..."]) -> Float[Array, "..."]:
+    total = tau + gap
+    return jnp.where(total == 0, 1, tau / jnp.where(total == 0, 1, total))
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (tau, gap), (dtau, dgap) = primals, tangents
+    total = tau + gap
+    return _ratio(tau, gap), (gap / total / total) * dtau - (tau / total / total) * dgap
+
+
+@jax.jit
+def largest_eigenvalue(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """λ_1 = ‖C‖_2."""
+    return _largest(s, s0)[0]
+
+
+@jax.jit
+def largest_eigenpair(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b n"]]:
+    """λ_1 and its unit eigenvector, positive at the largest weight and nowhere else."""
+    value, tau = _largest(s, s0)
+    first, _ = _places(s)
+    r, _, zero, _ = _eigenvector(s, s0, value, tau)
+    v = jnp.where(first, 1, jnp.where(zero[..., None], 0, -r))
+    return value, v / jnp.sqrt(1 + jnp.sum(r * r, -1, keepdims=True))
