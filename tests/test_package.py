@@ -36,7 +36,7 @@ LAYERS = (
     ("_losses", "_information"),
     ("_linear_cross_entropy",),
     ("",),
-    ("_testing",),
+    ("_analysis", "_testing"),
     ("testing", "analysis", "lineax", "plot"),
     ("_demo",),
     ("__main__",),

@@ -1,0 +1,1 @@
+"""The parts of `jaxsoft.analysis`: each goes from logits through the structured Jacobian."""
