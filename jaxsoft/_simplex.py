@@ -27,7 +27,7 @@ def fractions(
     return t, s / t[..., None], s0 / t
 
 
-def dominant(a: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
+def dominant(a: Float[Array, "..."]) -> Bool[Array, "..."]:
     """Where a class holds more than half of the total: at most once in a row."""
     return a > 0.5
 
@@ -182,7 +182,7 @@ def norm_frobenius(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Arr
     others = jnp.where(top, 0, a)
     squares = jnp.sum(a * a, -1, keepdims=True) - a * a
     top_squares = jnp.sum((others / d) ** 2, -1, keepdims=True)
-    of_top = a * a * ((rest / d) ** 2 + top_squares)
+    of_top = a * a * ((jnp.where(top, rest, 0) / d) ** 2 + top_squares)
     of_others = (others / d) ** 2 * (rest * rest + squares)
     total = jnp.sum(jnp.where(top, of_top, of_others), -1)
     nonzero, d = nonzero[..., 0], d[..., 0]
@@ -194,7 +194,9 @@ def effective_rank(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Arr
     """(tr C / ‖C‖_F)²; 0 where C = 0."""
     frobenius = norm_frobenius(s, s0)
     zero = frobenius == 0
-    return jnp.where(zero, 0, trace(s, s0) / jnp.where(zero, 1, frobenius)) ** 2
+    unit = lax.stop_gradient(jnp.where(zero, 1, frobenius))
+    ratio = (trace(s, s0) / unit) / jnp.where(zero, 1, frobenius / unit)
+    return jnp.where(zero, 0, ratio) ** 2
 
 
 # ------------------------------------------------------------------------- inverse and determinant

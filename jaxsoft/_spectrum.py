@@ -118,7 +118,7 @@ def _eigenvector(
     s0: Float[Array, "*b"],
     value: Float[Array, "*b"],
     tau: Float[Array, "*b"],
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b n"]]:
+) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Bool[Array, "*b"], Float[Array, "*b n"]]:
     """y_i / y_1 (i ≥ 2, else 0), y_1, whether C = 0, and τ / (λ - s_i)."""
     first, second = _places(s)
     zero = (_select(first, s) == 0) | (jnp.sum(jnp.where(first, 0, s), -1) + s0 == 0)
