@@ -225,6 +225,19 @@ def ignore_index(function: str, value: Any, labels: Array) -> int:
     return index
 
 
+def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
+    """Returns a shape as a tuple of integers."""
+    try:
+        given = tuple(operator.index(size) for size in value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {argument} must be a sequence of integers, got {_described(value)}"
+        ) from None
+    if any(size < 0 for size in given):
+        raise ValueError(f"{function}: {argument} must hold numbers of 0 or more, got {given}")
+    return given
+
+
 def number_or_none(
     function: str, argument: str, value: Any, low: int | float, high: int | float
 ) -> ArrayLike | None:

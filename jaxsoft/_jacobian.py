@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import jax
@@ -19,11 +20,40 @@ from jaxsoft._softmax import softmax
 class SimplexJacobian:
     r"""The Jacobian of softmax and of its whole family, as an operator of n numbers.
 
-        C = diag(s) - s sᵀ / (Σs + s0)
+        C = diag(s) - s sᵀ / t,    t = Σs + s0
+
+    With s = p and s0 = 0 this is the Jacobian of softmax at probabilities p; at a temperature T it
+    has s = p / T, with a sink s0 = p_sink / T; a masked class has weight 0. C is symmetric and
+    positive semidefinite, and C 1 = s0 s / t. Every method works along the last axis, for each row
+    of the leading axes apart, in O(n) time and memory but for `as_matrix`. All are differentiable
+    in every mode where the quantity is.
+
+    Immutable, and a pytree: it passes through `jax.jit`, `jax.vmap` and `jax.grad`.
 
     Attributes:
-        weights: s ≥ 0, shape [..., n].
-        sink: s0 ≥ 0, shape [...].
+        weights: s ≥ 0, shape [..., n], float32 or wider.
+        sink: s0 ≥ 0, shape [...] (broadcast to it).
+
+    Raises:
+        TypeError: an attribute is complex or not an array.
+        ValueError: `weights` has no axis, or `sink` does not broadcast to the rows.
+
+    Numerics:
+        1 - p is never formed: it is the sum of the others. So a row in which one probability
+        rounds to 1 is as exact as any other, if the weights are those of `softmax_jacobian`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> jacobian = jaxsoft.softmax_jacobian(jnp.array([20.0, 0.0, 0.0]))
+        >>> print(f"{jacobian.trace():.4g} {jacobian.norm(2):.4g}")
+        8.245e-09 6.183e-09
+        >>> print(jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), 0.0).as_matrix())
+        [[ 0.25   -0.125  -0.125 ]
+         [-0.125   0.1875 -0.0625]
+         [-0.125  -0.0625  0.1875]]
+
+    Source: Tanabe & Sagae 1992 (inverse and Cholesky factor); Golub 1973 (the secular equation of
+    the spectrum).
     """
 
     weights: Float[Array, "*batch n"]
@@ -58,7 +88,7 @@ class SimplexJacobian:
         return _simplex.matrix(self.weights, self.sink)
 
     def row(self, i: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
-        """One row (or column) of C."""
+        """Row i of C, which is column i too; NaN for a class outside [0, n) given as an array."""
         n, batch = self.weights.shape[-1], self.sink.shape
         i = _checks.classes("SimplexJacobian.row", "i", i, n, batch)
         return _simplex.row(self.weights, self.sink, i)
@@ -72,12 +102,17 @@ class SimplexJacobian:
         return _simplex.trace(self.weights, self.sink)
 
     def quadratic_form(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch"]:
-        """vᵀ C v."""
+        """vᵀ C v = ½ Σ s_i s_j (v_i - v_j)² / t without a sink: the variance of v. Never < 0."""
         v = self._vector("quadratic_form", "v", v)
         return _simplex.quadratic_form(self.weights, self.sink, v)
 
     def norm(self, ord: Literal[1, 2, "fro"] | float = 2) -> Float[Array, "*batch"]:
-        """A matrix norm."""
+        """A norm of C: 2 is the largest eigenvalue, 1 and inf the largest absolute row sum.
+
+        The 2-norm solves the secular equation by a fixed number of steps. Its derivative is vᵀ dC v
+        for the unit eigenvector v; where three classes or more share the largest weight, so that
+        the eigenvalue is multiple, it is the mean over the eigenvectors.
+        """
         if ord == 2:
             return _spectrum.largest_eigenvalue(self.weights, self.sink)
         if ord in (1, np.inf):
@@ -86,8 +121,19 @@ class SimplexJacobian:
             return _simplex.norm_frobenius(self.weights, self.sink)
         raise ValueError(f"SimplexJacobian.norm: ord must be 1, 2, inf or 'fro', got {ord!r}")
 
+    def norm_bounds(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        """s2 (1 + (s1 - s2) / t) ≤ ‖C‖_2 ≤ s1 (t - s1 + s2) / t, without an iteration.
+
+        s1 ≥ s2 are the two largest weights.
+        """
+        return _spectrum.bounds(self.weights, self.sink)
+
     def eigh_max(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch n"]]:
-        """The largest eigenvalue and its unit eigenvector."""
+        """The largest eigenvalue and its unit eigenvector, positive at the largest weight.
+
+        The derivative of the vector is NaN where three classes or more share the largest weight:
+        there the eigenvector may turn.
+        """
         return _spectrum.largest_eigenpair(self.weights, self.sink)
 
     def effective_rank(self) -> Float[Array, "*batch"]:
@@ -97,14 +143,22 @@ class SimplexJacobian:
     def solve(
         self, b: Shaped[ArrayLike, "..."], damping: Shaped[ArrayLike, "..."] = 0.0
     ) -> Float[Array, "*batch n"]:
-        """(C + λ I)⁻¹ b, with damping λ = 0 the pseudo-inverse C⁺ b."""
+        """(C + λ I)⁻¹ b, with damping λ = 0 the pseudo-inverse C⁺ b.
+
+        The damping is one number, or one for each row; a negative one in an array makes its row
+        NaN.
+        """
         b, shift = self._vector("solve", "b", b), self._damping("solve", damping)
         return _simplex.solve(self.weights, self.sink, b, shift)
 
     def slogdet(
         self, damping: Shaped[ArrayLike, "..."] = 0.0
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """Sign and logarithm of det(C + λ I), with damping λ = 0 of the pseudo-determinant."""
+        """Sign and logarithm of det(C + λ I), as `numpy.linalg.slogdet`.
+
+        With damping λ = 0 it is the pseudo-determinant, the product of the eigenvalues other than
+        0: k Π p without a sink, over the k classes that have a weight.
+        """
         shift = self._damping("slogdet", damping)
         logarithm = _simplex.log_determinant(self.weights, self.sink, shift)
         return jnp.where(jnp.isnan(logarithm), logarithm, 1), logarithm
@@ -118,24 +172,43 @@ class SimplexJacobian:
         v = self._vector("sqrt_T_mv", "v", v)
         return _factors.root_transposed_product(self.weights, self.sink, v)
 
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Float[Array, "*shape n"]:
+        """Samples of the normal distribution with mean 0 and covariance C, for each row.
+
+        The key is one of `jax.random`, the shape stands before that of the weights.
+        """
+        size = (*_checks.sizes("SimplexJacobian.sample", "shape", shape), *self.weights.shape)
+        noise = jax.random.normal(key, size, self.weights.dtype)
+        weights = jnp.broadcast_to(self.weights, size)
+        return _factors.root_product(weights, jnp.broadcast_to(self.sink, size[:-1]), noise)
+
     def cholesky_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
         """L v, with L lower triangular and L Lᵀ = C."""
         v = self._vector("cholesky_mv", "v", v)
         return _factors.cholesky_product(self.weights, self.sink, v)
 
     def restrict(self, mask: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
-        """The principal submatrix of the classes where the mask is True."""
+        """The principal submatrix of the classes where the mask is True; the others have weight 0.
+
+        Their mass moves into the sink.
+        """
         keep = self._mask("restrict", mask)
         dropped = jnp.sum(jnp.where(keep, 0, self.weights), -1)
         return SimplexJacobian(jnp.where(keep, self.weights, 0), self.sink + dropped)
 
     def eliminate(self, mask: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
-        """The Schur complement on the classes where the mask is True; the others are eliminated."""
+        """The Schur complement on the classes where the mask is True; the others have weight 0.
+
+        Their mass disappears: this is softmax among the classes left.
+        """
         keep = self._mask("eliminate", mask)
         return SimplexJacobian(jnp.where(keep, self.weights, 0), self.sink)
 
     def merge(self, segment_ids: Shaped[ArrayLike, " n"], num_segments: int) -> "SimplexJacobian":
-        """Aᵀ C A with the 0-1 matrix A of a partition of the classes."""
+        """Aᵀ C A for the 0-1 matrix A that assigns each class to a segment: weights are summed.
+
+        A class whose id lies outside [0, num_segments) is left out, its mass moves into the sink.
+        """
         function, n = "SimplexJacobian.merge", self.weights.shape[-1]
         ids, count = _checks.segments(function, segment_ids, num_segments, n)
         weights, dropped = _simplex.merged(self.weights, ids, count=count)
@@ -151,14 +224,17 @@ class SimplexJacobian:
     def second(
         self, u: Shaped[ArrayLike, "..."], v: Shaped[ArrayLike, "..."]
     ) -> Float[Array, "*batch n"]:
-        """The second derivative D² softmax[u, v]."""
+        """The second derivative, D² softmax[u, v] = p ∘ ((u - ⟨p, u⟩)(v - ⟨p, v⟩) - Cov(u, v))."""
         u, v = self._vector("second", "u", u), self._vector("second", "v", v)
         return _simplex.second(self.weights, self.sink, u, v)
 
     def certificate(
         self, radius: Shaped[ArrayLike, "..."]
     ) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch n"]]:
-        """The exact range of every probability when no logit moves by more than the radius."""
+        """The smallest and the largest value of every probability within a box of logits.
+
+        No logit moves by more than the radius, the sink's not at all; each bound is attained.
+        """
         radius = self._per_row("certificate", "radius", radius)
         return _simplex.certificate(self.weights, self.sink, radius)
 
@@ -207,7 +283,37 @@ def softmax_jacobian(
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
 ) -> SimplexJacobian:
-    """The Jacobian of softmax at logits x."""
+    r"""The Jacobian of softmax at logits x, as an operator of n numbers.
+
+        C = (diag(p) - p pᵀ) / T,    p = softmax(x / T)
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them. In the result it
+            comes last, several axes merged into one.
+        where: boolean mask, broadcastable to `x`; classes where it is False have weight 0.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        sink: an extra logit that takes mass but has no row; as in `softmax`.
+
+    Returns:
+        A `SimplexJacobian` with the other axes of `x` as its batch; float32 or wider, also where
+        `x` has 16 bits.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Numerics:
+        A row that is masked or -inf throughout has C = 0; one with NaN or +inf is NaN, and no other
+        row is touched.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> jacobian = jaxsoft.softmax_jacobian(jnp.array([[0.0, 0.0], [40.0, 0.0]]))
+        >>> print(*(f"{value:.4g}" for value in jacobian.norm(2)))
+        0.5 8.497e-18
+        >>> print(jacobian.mv(jnp.array([1.0, 0.0]))[0])
+        [ 0.25 -0.25]
+    """
     args = _checked("softmax_jacobian", x, axis, where, temperature, sink)
     return SimplexJacobian(*_at_logits(*args[:-1], axes=args[-1])[1:])
 
@@ -220,7 +326,27 @@ def softmax_and_jacobian(
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
 ) -> tuple[Float[Array, "..."], SimplexJacobian]:
-    """softmax(x) and its Jacobian, from the same exponentials."""
+    r"""softmax(x) and its Jacobian, from the same exponentials.
+
+    Args:
+        x: logits, shape [..., n, ...]; as in `softmax_jacobian`.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        sink: an extra logit that takes mass but has no row; as in `softmax`.
+
+    Returns:
+        The probabilities, as `softmax` returns them, and the `SimplexJacobian`.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> p, jacobian = jaxsoft.softmax_and_jacobian(jnp.array([1.0, 1.0]))
+        >>> print(p, jacobian.trace())
+        [0.5 0.5] 0.5
+    """
     args = _checked("softmax_and_jacobian", x, axis, where, temperature, sink)
     p, weights, mass = _at_logits(*args[:-1], axes=args[-1])
     return p, SimplexJacobian(weights, mass)

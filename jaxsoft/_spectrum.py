@@ -168,6 +168,19 @@ def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
 
 
 @jax.jit
+def bounds(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """A lower and an upper bound of the largest eigenvalue."""
+    first, second = _places(s)
+    top, pole = _select(first, s), _select(second, s)
+    others = jnp.sum(jnp.where(first, 0, s), -1) + s0
+    total = top + others
+    total = jnp.where(total == 0, 1, total)
+    return pole * (1 + (top - pole) / total), top * ((others + pole) / total)
+
+
+@jax.jit
 def largest_eigenvalue(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """λ_1 = ‖C‖_2."""
     return _largest(s, s0)[0]

@@ -91,6 +91,10 @@ def test_norms_and_rank(row):
 
 def test_the_largest_eigenpair(row):
     jacobian, matrix = row
+    lower, upper = jacobian.norm_bounds()
+    largest = np.linalg.eigvalsh(matrix)[-1]
+    assert lower <= largest + 1e-15
+    assert largest - 1e-15 <= upper <= 2 * largest + 1e-15
     value, vector = jacobian.eigh_max()
     close(value, np.linalg.eigvalsh(matrix)[-1])
     close(np.linalg.norm(vector), 1.0)
@@ -126,6 +130,19 @@ def test_factors(row):
     lower = columns(jacobian.cholesky_mv, n)
     close(lower @ lower.T, matrix)
     np.testing.assert_array_equal(lower, np.tril(lower))
+
+
+@pytest.mark.parametrize("sink", [None, 0.5])
+def test_samples_have_the_covariance(sink):
+    x = jnp.asarray(RNG.normal(size=(2, 4)))
+    jacobian = jaxsoft.softmax_jacobian(x, sink=sink)
+    samples = np.asarray(jacobian.sample(jax.random.key(0), (200, 500)))
+    assert samples.shape == (200, 500, 2, 4)
+    for i, matrix in enumerate(np.asarray(jacobian.as_matrix())):
+        covariance = np.cov(samples[:, :, i].reshape(-1, 4).T)
+        # Of 100,000 samples: five standard errors of an entry.
+        limit = 5 * np.sqrt(2 / 1e5) * np.max(np.diag(matrix))
+        np.testing.assert_allclose(covariance, matrix, atol=limit)
 
 
 def test_second_derivative_of_softmax():
@@ -409,6 +426,8 @@ def made(*args):
         (J.merge, (np.zeros(3, int), 1.5), TypeError, ".merge: num_segments must be an integer"),
         (J.merge, (np.zeros(3, int), -1), ValueError, ".merge: num_segments must be 0 or more"),
         (J.__rmul__, (-1.0,), ValueError, ".__mul__: factor must be 0 or more, got -1.0"),
+        (J.sample, (jax.random.key(0), 3), TypeError, ".sample: shape must be a sequence of int"),
+        (J.sample, (jax.random.key(0), (-1,)), ValueError, ".sample: shape must hold numbers of 0"),
         (J.certificate, (-0.1,), ValueError, ".certificate: radius must be 0 or more, got -0.1"),
     ],
 )
