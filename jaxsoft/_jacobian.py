@@ -47,7 +47,7 @@ class SimplexJacobian:
         >>> jacobian = jaxsoft.softmax_jacobian(jnp.array([20.0, 0.0, 0.0]))
         >>> print(f"{jacobian.trace():.4g} {jacobian.norm(2):.4g}")
         8.245e-09 6.183e-09
-        >>> print(jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), 0.0).as_matrix())
+        >>> print(jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0)).as_matrix())
         [[ 0.25   -0.125  -0.125 ]
          [-0.125   0.1875 -0.0625]
          [-0.125  -0.0625  0.1875]]
