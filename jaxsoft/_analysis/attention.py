@@ -54,7 +54,7 @@ def attention_jacobian(
         >>> import jax.numpy as jnp
         >>> from jaxsoft.analysis import attention_jacobian
         >>> K, V = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0], [0.0]])
-        >>> print(attention_jacobian(jnp.zeros(2), K, V, scale=1.0))
+        >>> print(attention_jacobian(jnp.zeros(2), K, V, scale=1.0).round(4))
         [[ 0.25 -0.25]]
     """
     name = "attention_jacobian"
