@@ -26,11 +26,18 @@ def _iterations(dtype: jnp.dtype) -> int:
 
 def _places(s: Float[Array, "*b n"]) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
     """Where the largest weight is, and the second: one place each (none for a second of one)."""
-    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
     s = lax.stop_gradient(s)
-    first = place == jnp.argmax(s, -1).astype(jnp.int32)[..., None]
-    s = jnp.where(first, -1, s)
-    return first, ~first & (place == jnp.argmax(s, -1).astype(jnp.int32)[..., None])
+    first = _first_largest(s)
+    return first, ~first & _first_largest(jnp.where(first, -1, s))
+
+
+def _first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
+    # By two plain reductions: argmax takes ten times as long on the CPU.
+    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+    largest = s == jnp.max(s, -1, keepdims=True, initial=-1)
+    return place == jnp.min(
+        jnp.where(largest, place, s.shape[-1]), -1, keepdims=True, initial=s.shape[-1]
+    )
 
 
 def _separation(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
