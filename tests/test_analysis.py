@@ -103,23 +103,28 @@ def assert_dense(report, rows, where, temperature):
             np.testing.assert_allclose(actual, expected, rtol=tolerance, err_msg=name)
 
 
+def report_of_six(x, where=True, temperature=1.0):
+    """The report of six rows of seven logits: the same program in many tests, compiled once."""
+    where = jnp.broadcast_to(jnp.asarray(where), (6, 7))
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, x.dtype), (6, 1))
+    return jacobian_report(x, where=where, temperature=temperature)
+
+
 def test_report_is_that_of_the_dense_matrix():
-    x = np.array(2 * normal(0, 5, 7))
+    x = np.array(2 * normal(0, 6, 7))
     x[1] += 1e4
     x[2, 3] = -INF
+    mask = np.array([True, False, True, True, False, True, True])
     report = jacobian_report(jnp.asarray(x))
     assert_dense(report, x, None, 1.0)
+    for where, temperature in ((mask, 2.5), (np.ones(7, bool), 0.7)):
+        assert_dense(report_of_six(jnp.asarray(x), where, temperature), x, where, temperature)
     assert all(getattr(report, name).dtype == jnp.float64 for name in FLOATS)
     assert report.predicted.dtype == report.runner_up.dtype == jnp.int32
-    mask = np.array([True, False, True, True, False, True, True])
-    jitted = jax.jit(jacobian_report, static_argnames="axis")
-    for where, temperature in ((mask, 2.5), (np.ones(7, bool), 0.7)):
-        report = jitted(jnp.asarray(x), where=where, temperature=jnp.full((1, 1), temperature))
-        assert_dense(report, x, where, temperature)
 
 
 def test_report_of_equal_logits():
-    report = jacobian_report(jnp.zeros(5))
+    report = row_of(report_of_six(jnp.full((6, 7), 3.0), np.arange(7) < 5), 0)
     assert (report.predicted, report.runner_up) == (0, 1)
     assert report.certified_radius == report.temperature_sensitivity == 0
     np.testing.assert_allclose(report.entropy, np.log(5), rtol=1e-15)
@@ -128,6 +133,10 @@ def test_report_of_equal_logits():
         "cross_influence": 0.04,
     }.items():  # fmt: skip
         np.testing.assert_allclose(getattr(report, name), expected, rtol=1e-15)
+
+
+def row_of(report, i):
+    return jax.tree.map(lambda leaf: leaf[i], report)
 
 
 def exact_report(row, temperature):
@@ -169,14 +178,17 @@ def test_report_of_saturated_rows_keeps_its_digits():
 
 
 def test_report_along_any_axes_and_under_vmap():
-    x = normal(1, 3, 4, 2)
-    per_row = jnp.array([0.5, 1.0, 2.0, 0.7]).reshape(1, 4, 1)
-    report = jacobian_report(x, (0, 2), temperature=per_row)
-    rows = x.transpose(1, 0, 2).reshape(4, 6)
-    expected = jacobian_report(rows, temperature=per_row.reshape(4, 1))
+    rows = normal(1, 6, 7)
+    temperature = jnp.linspace(0.5, 2, 6)
+    expected = report_of_six(rows, temperature=temperature[:, None])
+    padded = jnp.pad(rows, ((0, 0), (0, 1)))  # [6, 2 × 4], with a class that is masked
+    apart = padded.reshape(6, 2, 4).transpose(1, 0, 2)
+    where = (jnp.arange(8) < 7).reshape(2, 1, 4)
+    report = jacobian_report(apart, (0, 2), where, temperature=temperature[None, :, None])
     trees_close(report, expected, 1e-14)
     each = jax.vmap(lambda x, t: jacobian_report(x, None, temperature=t))
-    trees_close(each(rows, per_row.reshape(4, 1)), expected, 1e-14)
+    trees_close(each(rows, temperature[:, None]), expected, 1e-14)
+    trees_close(jacobian_report(rows.T, 0, temperature=temperature[None]), expected, 1e-14)
 
 
 def test_report_is_differentiable():
@@ -203,34 +215,31 @@ def test_derivatives_of_the_report_are_finite_in_saturated_and_one_class_rows():
         np.testing.assert_array_equal(by_x[2:4], 0)
 
 
-def numbers(report):
-    return {name: float(getattr(report, name)) for name in FLOATS}
-
-
 def test_report_of_rows_without_a_second_class():
-    x = jnp.array([[-INF, 3.0], [NAN, 3.0], [-INF, -INF], [NAN, 3.0]])
-    where = jnp.array([[True, True], [False, True], [True, True], [False, False]])
-    rows = jacobian_report(x, where=where)
-    reports = [jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(4)]
-    one_class = dict.fromkeys(FLOATS, 0.0) | {"certified_radius": INF}
-    single = jacobian_report(jnp.array([[3.0], [-INF]]))
-    singles = [jax.tree.map(lambda leaf, i=i: leaf[i], single) for i in range(2)]
-    for report in (*reports[:2], singles[0]):
-        assert numbers(report) == one_class
-        assert report.runner_up == -1
-    assert rows.predicted.tolist() == [1, 1, -1, -1]
-    for report in (*reports[2:], singles[1], jacobian_report(jnp.zeros(0))):
-        assert numbers(report) == dict.fromkeys(FLOATS, 0.0)
-        assert report.runner_up == -1
+    x = jnp.full((6, 7), -INF).at[0, 3].set(3.0).at[1:3].set(NAN).at[1, 5].set(4.0)
+    x = x.at[4, 2].set(-1e300)
+    where = np.ones((6, 7), bool)
+    where[1:3] = np.arange(7) == 5
+    where[2] = False
+    report = report_of_six(x, where)
+    single, none = jacobian_report(jnp.array([[3.0], [-INF]])), jacobian_report(jnp.zeros(0))
+    one_class = [row_of(report, 0), row_of(report, 1), row_of(report, 4), row_of(single, 0)]
+    no_class = [*(row_of(report, i) for i in (2, 3, 5)), row_of(single, 1), none]
+    assert [int(row.predicted) for row in one_class] == [3, 5, 2, 0]
+    assert [int(row.predicted) for row in no_class] == [-1] * 5
+    for row in one_class + no_class:
+        assert row.runner_up == -1
+        radius = 0 if row.predicted == -1 else INF
+        numbers = {name: float(getattr(row, name)) for name in FLOATS}
+        assert numbers == dict.fromkeys(FLOATS, 0.0) | {"certified_radius": radius}
     assert jacobian_report(jnp.zeros((0, 3))).trace.shape == (0,)
 
 
 def test_bad_rows_of_the_report_are_nan_alone():
-    good = normal(5, 6, 4)
+    good = normal(5, 6, 7)
     x = good.at[1, 2].set(NAN).at[3, 0].set(INF)
-    temperature = jnp.ones((6, 1)).at[4].set(-1.0)
-    report = jacobian_report(x, temperature=temperature)
-    without = jacobian_report(good, temperature=jnp.ones((6, 1)))
+    report = report_of_six(x, temperature=jnp.ones((6, 1)).at[4].set(-1.0))
+    without = report_of_six(good)
     bad, rest = np.array([1, 3, 4]), np.array([0, 2, 5])
     for name in FLOATS:
         assert np.all(np.isnan(getattr(report, name)[bad])), name
@@ -240,22 +249,24 @@ def test_bad_rows_of_the_report_are_nan_alone():
 
 
 def test_certified_radius_is_exact():
-    x = 3 * normal(6, 50, 8)
-    temperature = jnp.linspace(0.3, 3, 50)[:, None]
-    report = jacobian_report(x, temperature=temperature)
-    own = np.arange(8) == np.asarray(report.predicted)[:, None]
-    worst = np.where(own, -1.0, 1.0)
-    for factor, stays in ((1 - 1e-12, True), (1 + 1e-12, False)):
-        moved = np.asarray((x + factor * report.certified_radius[:, None] * worst) / temperature)
-        assert np.all((np.argmax(moved, -1) == np.asarray(report.predicted)) == stays)
+    for seed in range(10):
+        x, temperature = 3 * normal(seed, 6, 7), jnp.linspace(0.3, 3, 6)[:, None]
+        report = report_of_six(x, temperature=temperature)
+        own = np.arange(7) == np.asarray(report.predicted)[:, None]
+        worst = np.where(own, -1.0, 1.0)  # the predicted class down, all others up
+        for factor, stays in ((1 - 1e-12, True), (1 + 1e-12, False)):
+            moved = x + factor * report.certified_radius[:, None] * worst
+            answers = np.argmax(np.asarray(moved / temperature), -1)
+            assert np.all((answers == np.asarray(report.predicted)) == stays)
 
 
 def test_report_of_16_bits_and_integers():
     x = jnp.array([[1, 4, 2], [0, 0, 9]])
-    report = jacobian_report(x.astype(jnp.bfloat16))
-    trees_close(report, jacobian_report(x.astype(jnp.float32)), 0)
-    assert report.trace.dtype == jnp.float32
-    trees_close(jacobian_report(x), jacobian_report(x.astype(float)), 0)
+    wide = jacobian_report(x.astype(jnp.float32))
+    assert wide.trace.dtype == jnp.float32
+    trees_close(jacobian_report(x.astype(jnp.bfloat16)), wide, 0)
+    of_integers = jax.eval_shape(jacobian_report, x)
+    assert of_integers.trace == jax.ShapeDtypeStruct((2,), jnp.float64)
 
 
 # ------------------------------------------------------------------------------------- the inputs
@@ -284,12 +295,12 @@ def test_input_jacobian_is_the_dense_product(n, d):
 def test_chunks_of_examples_make_the_whole():
     f, x = network(7, 3, 4), normal(8, 5, 3)
     whole = input_jacobian(f, x)
-    for batch_size in (1, 2, 5, 100):
+    for batch_size in (1, 2, 100):
         close(input_jacobian(f, x, batch_size=batch_size), whole, 1e-14)
     close(input_sensitivity(f, x, batch_size=2), input_sensitivity(f, x), 1e-14)
 
 
-@pytest.mark.parametrize(("n", "d"), [(3, 8), (9, 4), (1, 3), (4, 1), (40, 50), (60, 35)])
+@pytest.mark.parametrize(("n", "d"), [(3, 8), (9, 4), (1, 3), (4, 1), (60, 35)])
 def test_input_sensitivity_is_the_top_singular_value(n, d):
     f, x = network(9, d, n, hidden=50), normal(10, 5, d)
     expected = np.linalg.norm(dense_input_jacobian(f, x), 2, axis=(1, 2))
@@ -307,7 +318,6 @@ def test_inputs_keep_the_shape_of_an_example():
     close(input_jacobian(f, x).reshape(4, 5, 12), flat, 1e-15)
     sensitivity = input_sensitivity(f, x)
     close(sensitivity, np.linalg.norm(flat, 2, axis=(1, 2)), 1e-13)
-    close(jax.vmap(lambda x: input_sensitivity(f, x[None])[0])(x), sensitivity, 1e-13)
     assert input_jacobian(f, x[:0]).shape == (0, 5, 3, 4)
     assert input_sensitivity(f, x[:0]).shape == (0,)
     empty = jnp.zeros((2, 0))
@@ -344,16 +354,18 @@ def test_a_bad_example_is_nan_alone():
     f, x = network(15, 4, 3), normal(16, 3, 4)
     bad = x.at[1, 0].set(NAN)
     for fun in (input_jacobian, input_sensitivity):
-        assert np.all(np.isnan(fun(f, bad)[1]))
-        close(fun(f, bad)[::2], fun(f, x)[::2], 1e-14)
+        both = jax.jit(functools.partial(fun, f))
+        assert np.all(np.isnan(both(bad)[1]))
+        close(both(bad)[::2], both(x)[::2], 1e-14)
 
 
 def test_a_constant_model_has_no_sensitivity():
     x = normal(17, 2, 3)
     for f in (lambda x: jnp.zeros(4) * x[0], lambda x: jnp.array([0.0, -INF]) + x[0]):
-        np.testing.assert_array_equal(input_sensitivity(f, x), 0)
         np.testing.assert_array_equal(input_jacobian(f, x), 0)
-        gradient = jax.grad(lambda x, f=f: input_sensitivity(f, x).sum())(x)
+        total = lambda x, f=f: input_sensitivity(f, x).sum()
+        value, gradient = jax.jit(jax.value_and_grad(total))(x)
+        assert value == 0
         assert np.all(np.isfinite(gradient))
 
 
@@ -370,9 +382,10 @@ def test_input_sensitivity_is_differentiable_by_input_and_model():
 
         return jnp.sum(jax.vmap(of_example)(x))
 
-    trees_close(jax.grad(penalty, (0, 1))(x, w), jax.grad(dense, (0, 1))(x, w), 1e-11)
-    forward = jax.jvp(lambda w: penalty(x, w), (w,), (v,))[1]
-    close(forward, jax.jvp(lambda w: dense(x, w), (w,), (v,))[1], 1e-11)
+    exact = jax.jit(jax.grad(dense, (0, 1)))(x, w)
+    trees_close(jax.jit(jax.grad(penalty, (0, 1)))(x, w), exact, 1e-11)
+    forward = jax.jit(lambda v: jax.jvp(lambda w: penalty(x, w), (w,), (v,))[1])(v)
+    close(forward, jnp.sum(exact[1] * v), 1e-11)
 
 
 def test_nothing_is_of_the_size_of_the_matrix():
@@ -425,22 +438,15 @@ def dense_fisher(model, params, x, weights, *, by_classes):
 
 
 @pytest.mark.parametrize("fun", [fisher_vp, ggn_vp])
-@pytest.mark.parametrize(
-    ("weighted", "reduction"), [(False, "mean"), (True, "mean"), (True, "sum")]
-)
-def test_curvature_is_the_dense_one(fun, weighted, reduction):
-    weights = jnp.array([1.0, 0.5, 0.0, 2.0, 1.0, 0.25]) if weighted else jnp.ones(6)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_curvature_is_the_dense_one(fun, weighted):
+    weights = jnp.array([1.0, 0.5, 0.0, 2.0, 1.0, 0.25]) if weighted else None
     vector, unflatten = flat(MLP)
     v = normal(25, vector.size)
-    dense = dense_fisher(mlp, MLP, X, np.asarray(weights), by_classes=fun is fisher_vp)
-    expected = dense @ v / (weights.sum() if reduction == "mean" else 1)
-    given = weights if weighted else None
-    out = fun(mlp, MLP, X, unflatten(v), weights=given, reduction=reduction)
-    trees_close(out, unflatten(jnp.asarray(expected)), 1e-13)
-    jitted = jax.jit(lambda params, v: fun(mlp, params, X, v, weights=given, reduction=reduction))(
-        MLP, unflatten(v)
-    )
-    trees_close(jitted, out, 1e-13)
+    each = np.ones(6) if weights is None else np.asarray(weights)
+    dense = dense_fisher(mlp, MLP, X, each / each.sum(), by_classes=fun is fisher_vp)
+    product = jax.jit(lambda params, v: fun(mlp, params, X, v, weights=weights))
+    trees_close(product(MLP, unflatten(v)), unflatten(jnp.asarray(dense @ v)), 1e-13)
 
 
 def test_fisher_is_the_gauss_newton_matrix_and_semi_definite():
@@ -490,8 +496,8 @@ def test_curvature_of_a_confident_model_keeps_its_digits(fun):
     np.testing.assert_allclose(fun(model, one, x, one), variance, rtol=3e-6)
 
 
-@pytest.mark.parametrize("fun", [fisher_vp, ggn_vp])
-def test_curvature_at_the_edges(fun):
+def test_curvature_at_the_edges():
+    fun = jax.jit(fisher_vp, static_argnums=0)  # `ggn_vp` differs in the product by J alone
     v = jax.tree.map(jnp.ones_like, MLP)
     zeros = jax.tree.map(jnp.zeros_like, MLP)
     trees_close(fun(mlp, MLP, X, v, weights=jnp.zeros(6)), zeros)
@@ -525,8 +531,9 @@ def test_curvature_is_differentiable():
 
     for fun in (fisher_vp, ggn_vp):
         difference = sixth_order(jax.jit(functools.partial(shifted, fun)), 1e-3)
-        _, forward = jax.jvp(lambda params, fun=fun: form(fun, params), (MLP,), (tangent,))
-        gradient = jax.grad(lambda params, fun=fun: form(fun, params))(MLP)
+        of_params = jax.jit(functools.partial(form, fun))
+        _, forward = jax.jvp(of_params, (MLP,), (tangent,))
+        gradient = jax.grad(of_params)(MLP)
         close(forward, difference, 1e-9)
         reverse = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, tangent)))
         close(reverse, forward, 1e-12)
