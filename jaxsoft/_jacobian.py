@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _factors, _simplex, _spectrum
+from jaxsoft import _checks, _eigenvalues, _factors, _simplex, _spectrum
 from jaxsoft._softmax import softmax
 
 
@@ -135,6 +135,14 @@ class SimplexJacobian:
         there the eigenvector may turn.
         """
         return _spectrum.largest_eigenpair(self.weights, self.sink)
+
+    def eigvalsh(self) -> Float[Array, "*batch n"]:
+        """All eigenvalues, ascending, in O(n²) time and O(n) memory.
+
+        They interlace with the weights. One between weights that tie, or one that is 0, has the
+        mean derivative over its eigenvectors; of the former there is no second derivative (NaN).
+        """
+        return _eigenvalues.eigenvalues(self.weights, self.sink)
 
     def effective_rank(self) -> Float[Array, "*batch"]:
         """tr(C)² / ‖C‖_F²; 0 where C = 0."""

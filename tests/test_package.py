@@ -32,7 +32,7 @@ LAYERS = (
     ("_rows",),
     ("_softmax",),
     ("_products", "_logarithms"),
-    ("_simplex", "_factors", "_spectrum", "_jacobian"),
+    ("_simplex", "_factors", "_spectrum", "_eigenvalues", "_jacobian"),
     ("_losses", "_information"),
     ("_linear_cross_entropy",),
     ("",),
