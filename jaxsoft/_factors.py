@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsoft._simplex import centred, complement, dominant, fractions
@@ -39,6 +40,25 @@ def root_transposed_product(
     extra = root(a0)[..., None]
     u, _ = centred(a, a0, v)
     return root(s) * (u + extra * v) / (1 + extra)
+
+
+# F = diag(√s) H without its column k, for the Householder reflection H that sends q = √a to -e_k:
+# then F Fᵀ = diag(√s) (I - q qᵀ) diag(√s) = C. With k the largest weight, H_ij is -q_j in row k and
+# δ_ij - q_i q_j / (1 + q_k) in the others: where a weight is near 1 nothing cancels.
+@jax.jit
+def rank_factor(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n m"]:
+    """F of n - 1 columns; NaN with a sink, for C then has the rank n."""
+    _, a, _ = fractions(s, s0)
+    q = root(a)
+    shape = (*s.shape, s.shape[-1] - 1)
+    top = jnp.argmax(a, -1, keepdims=True)
+    column = lax.broadcasted_iota(top.dtype, (*s.shape[:-1], shape[-1]), s.ndim - 1)
+    column += (column >= top).astype(top.dtype)  # the classes other than k
+    i, j = lax.broadcasted_iota(top.dtype, shape, s.ndim - 1), column[..., None, :]
+    of_top, of_column = jnp.take_along_axis(q, top, -1), jnp.take_along_axis(q, column, -1)
+    others = (i == j).astype(s.dtype) - q[..., None] * (of_column / (1 + of_top))[..., None, :]
+    reflection = jnp.where(i == top[..., None], -of_column[..., None, :], others)
+    return jnp.where((s0 == 0)[..., None, None], root(s)[..., None] * reflection, jnp.nan)
 
 
 # C = L D Lᵀ with unit lower triangular L, L_ij = -s_i / q_j, and D_j = s_j q_j / q_{j-1}, where

@@ -180,6 +180,19 @@ class SimplexJacobian:
         v = self._vector("sqrt_T_mv", "v", v)
         return _factors.root_transposed_product(self.weights, self.sink, v)
 
+    def rank_factor(self) -> Float[Array, "*batch n m"]:
+        """F of n - 1 columns with F Fᵀ = C: besides `as_matrix` the only result of that size.
+
+        C has the rank n - 1 without a sink alone: a row with a sink is NaN. Raises `ValueError`
+        with one class, for which C is 0.
+        """
+        n = self.weights.shape[-1]
+        if n < 2:
+            raise ValueError(
+                f"SimplexJacobian.rank_factor: weights must have two classes or more, got {n}"
+            )
+        return _factors.rank_factor(self.weights, self.sink)
+
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Float[Array, "*shape n"]:
         """Samples of the normal distribution with mean 0 and covariance C, for each row.
 

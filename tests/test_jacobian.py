@@ -143,6 +143,23 @@ def test_factors(row):
     np.testing.assert_array_equal(lower, np.tril(lower))
 
 
+def test_the_rank_factor(row):
+    jacobian, matrix = row
+    n = len(matrix)
+    if n == 1:
+        with pytest.raises(ValueError, match="rank_factor: weights must have two classes or more"):
+            jacobian.rank_factor()
+        return
+    factor = np.asarray(jacobian.rank_factor())
+    assert factor.shape == (n, n - 1)
+    if jacobian.sink:
+        assert np.all(np.isnan(factor))
+    else:
+        close(factor @ factor.T, matrix)
+    batch = SimplexJacobian(jnp.stack([jacobian.weights] * 2), jnp.stack([jacobian.sink] * 2))
+    np.testing.assert_array_equal(batch.rank_factor()[1], factor)
+
+
 @pytest.mark.parametrize("sink", [None, 0.5])
 def test_samples_have_the_covariance(sink):
     x = jnp.asarray(RNG.normal(size=(2, 4)))
