@@ -14,10 +14,13 @@ from jaxtyping import Array, Bool, Float
 #
 # The unknown is τ = λ - s2, for the distance to the pole keeps its relative accuracy. A step keeps
 # the term of that pole and replaces the others by A / (τ + G) of the same value and slope. Since
-# 1 / R is concave in τ the replacement lies below R, and the iterates climb to the root.
+# 1 / R is concave in τ the replacement lies below R, from wherever it is made, so its root is a
+# lower bound of λ. The first step is made at the upper bound u = s1 (t - s1 + s2) / t of λ, which
+# is near where the spectrum is hard, with many weights just below the largest; from there the
+# iterates climb.
 #
-# Everything is measured in units of the upper bound u = s1 (t - s1 + s2) / t, which is at most
-# twice λ: the weights w / u, the gaps and τ lie in [0, 1] in a saturated row as in any other.
+# Everything is measured in units of u, which is at most twice λ: the weights w / u, the gaps and τ
+# lie in [0, 1], in a saturated row as in any other.
 
 
 def _iterations(dtype: jnp.dtype) -> int:
@@ -42,36 +45,56 @@ def _first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
 
 def _separation(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """τ = λ - s2 for the largest eigenvalue λ."""
-    first, second = _places(s)
-    top, pole = _select(first, s), _select(second, s)
-    rest = jnp.where(first, 0, s)
-    t = jnp.sum(s, -1) + s0
-    nonzero = t != 0
-    t = jnp.where(nonzero, t, 1)
-    unit = top * ((jnp.sum(rest, -1) + s0 + pole) / t)
+    top = jnp.max(s, -1)
+    below = jnp.where(s < top[..., None], s, 0)
+    repeated = jnp.sum(s == top[..., None], -1).astype(s.dtype) - 1
+    pole = jnp.where(repeated > 0, top, jnp.max(below, -1))
+    others = _sum(below) + repeated * top + s0
+    t = others + top
+    t = jnp.where(t == 0, 1, t)
+    unit = top * ((others + pole) / t)
     unit = jnp.where(unit == 0, 1, unit)
-    weights = (rest / unit[..., None]) * ((top[..., None] - s) / t[..., None])
+    # Weights equal to s2 have their pole in the same place, and so has the sink if s2 is 0.
+    near = jnp.sum(s == pole[..., None], -1).astype(s.dtype) * (pole / unit) * ((top - pole) / t)
     weight0 = (s0 / unit) * (top / t)
-    gaps = jnp.where(first, 0, pole[..., None] - s) / unit[..., None]
-    gap0 = pole / unit
-    near = jnp.where(gaps == 0, weights, 0)
-    weights = jnp.where(gaps == 0, 0, weights)
-    # A sink with the second largest weight 0 is a pole at the very place.
-    near = jnp.sum(near, -1) + jnp.where(gap0 == 0, weight0, 0)
-    weight0 = jnp.where(gap0 == 0, 0, weight0)
+    near += jnp.where(pole == 0, weight0, 0)
+    weight0 = jnp.where(pole == 0, 0, weight0)
+    far = s < pole[..., None]
+    weights = jnp.where(far, (s / unit[..., None]) * ((top[..., None] - s) / t[..., None]), 0)
+    gaps = jnp.where(far, (pole[..., None] - s) / unit[..., None], 1)
+    gap0 = jnp.where(pole == 0, 1, pole / unit)
 
-    total = jnp.sum(weights, -1) + weight0
-    moment = jnp.sum(weights * gaps, -1) + weight0 * gap0
-    tau = _two_poles(near, total, moment / jnp.where(total == 0, 1, total))
+    tau = (others / t) * ((top - pole) / unit)  # u - s2
     for _ in range(_iterations(s.dtype)):
-        distance = tau[..., None] + gaps
-        terms = _quotient(weights, distance)
-        term0 = _quotient(weight0, tau + gap0)
-        value = jnp.sum(terms, -1) + term0
-        slope = jnp.sum(_quotient(terms, distance), -1) + _quotient(term0, tau + gap0)
+        distance, distance0 = tau[..., None] + gaps, tau + gap0
+        terms, term0 = weights / distance, weight0 / distance0
+        value, slope = _sums(terms, terms / distance)
+        value, slope = value + term0, slope + term0 / distance0
         length = _quotient(value, slope)
         tau = _two_poles(near, value * length, jnp.maximum(length - tau, 0))
     return tau * unit
+
+
+def _sum(x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+    return _sums(x, jnp.zeros_like(x))[0]
+
+
+# Plain summation of many equal numbers beside a larger one errs by tens of eps: each time the same
+# part is lost. Here the rounding of every addition is summed as well (Knuth's TwoSum).
+def _sums(
+    x: Float[Array, "*b n"], y: Float[Array, "*b n"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """Σ x to the last bit, and Σ y."""
+
+    def add(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
+        total = one[0] + other[0]
+        part = total - one[0]
+        lost = (one[0] - (total - part)) + (other[0] - part)
+        return total, one[1] + other[1] + lost, one[2] + other[2]
+
+    zero = jnp.zeros((), x.dtype)
+    total, lost, plain = lax.reduce((x, jnp.zeros_like(x), y), (zero,) * 3, add, (x.ndim - 1,))
+    return total + lost, plain
 
 
 def _two_poles(
@@ -94,8 +117,8 @@ def _select(where: Bool[Array, "*b n"], x: Float[Array, "*b n"]) -> Float[Array,
 
 # λ is a simple eigenvalue unless three weights or more share the maximum, and dλ = vᵀ dC v, which
 # is the derivative of the quadratic form: Σ (v_i - m)² ds_i + m² ds0 with m = ⟨a, v⟩. From
-# C v = λ v it follows that v_i - m = λ v_i / s_i. Weights that tie for the maximum share equally:
-# for two this is no change, for more it is the mean over the eigenvectors of λ.
+# C v = λ v it follows that v_i - m = λ v_i / s_i. Three weights or more that tie for the maximum
+# share equally what they have, which is the mean over the eigenvectors of λ.
 @jax.custom_jvp
 def _largest(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"]
@@ -131,7 +154,10 @@ def _eigenvector(
     zero = (_select(first, s) == 0) | (jnp.sum(jnp.where(first, 0, s), -1) + s0 == 0)
     value, tau = jnp.where(zero, 1, value), jnp.where(zero, 1, tau)
     gaps = _select(second, s)[..., None] - s
-    f = jnp.where(second, 1, _ratio(tau[..., None], jnp.where(first | second, 1, gaps)))
+    # In units of λ, for a ratio of this size has a derivative with the square of it.
+    unit = lax.stop_gradient(value)[..., None]
+    gaps = jnp.where(first | second, 1, gaps / unit)
+    f = jnp.where(second, 1, _ratio(tau[..., None] / unit, gaps))
     y = jnp.where(first, 0, s * f)
     y1 = jnp.where(zero, 1, jnp.sum(y, -1) + s0 * (tau / value))
     return y / y1[..., None], y1, zero, f
@@ -155,8 +181,9 @@ def _slopes(
     square = 1 + jnp.sum(r * r, -1)
     slopes = jnp.where(first, of_top[..., None], scale[..., None] * f) ** 2 / square[..., None]
     tied = s == top[..., None]
-    shared = _select(tied, slopes) / jnp.sum(tied, -1).astype(s.dtype)
-    return jnp.where(tied, shared[..., None], slopes), of_sink**2 / square
+    count = jnp.sum(tied, -1, keepdims=True)
+    shared = jnp.sum(jnp.where(tied, slopes, 0), -1, keepdims=True) / count.astype(s.dtype)
+    return jnp.where(tied & (count > 2), shared, slopes), of_sink**2 / square
 
 
 # τ / (τ + g) with 0 / 0 = 1. There the derivative is NaN, as it should be: g = 0 at τ = 0 is a
