@@ -16,7 +16,13 @@ from jaxsoft.__main__ import main
 from jaxsoft._demo import derivatives, iris, saturation, speed
 from jaxsoft._demo.view import View
 
-PUBLIC = {name for name, value in vars(jaxsoft).items() if callable(value)} - {"jvp_from_vjp"}
+# The functions of logits or of probabilities; `softmax_jacobian` stands for the class it returns,
+# and for `softmax_and_jacobian`, which returns the same beside softmax.
+PUBLIC = {name for name, value in vars(jaxsoft).items() if callable(value)} - {
+    "jvp_from_vjp",
+    "SimplexJacobian",
+    "softmax_and_jacobian",
+}
 DERIVATIVES = derivatives.derivatives  # before it is replaced
 
 

@@ -174,6 +174,12 @@ def cases(seed: int) -> tuple[Case, ...]:
             lambda xg: jax.vjp(_plain_softmax, xg[0])[1](xg[1])[0],
             jnp.stack([x, v]),
         ),
+        Case(
+            "softmax_jacobian",
+            lambda xv: jaxsoft.softmax_jacobian(xv[0]).mv(xv[1]),
+            lambda xv: jax.jvp(_plain_softmax, (xv[0],), (xv[1],))[1],
+            jnp.stack([x, v]),
+        ),
         Case("softmax_derivative", jacobian_by_entries, jax.jacfwd(_plain_softmax), x),
         Case(
             "cross_entropy",
