@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsoft._simplex import centred, complement, dominant, fractions
+from jaxsoft._simplex import centred, complement, dominant, fractions, quotient
 
 
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -72,9 +72,9 @@ def cholesky_product(
     tails = jnp.cumsum(masses[..., ::-1], -1)[..., ::-1]
     before, after = tails[..., :-1], tails[..., 1:]
     # √D_j = √(s_j / q_{j-1}) √q_j and √D_j / q_j: neither product of tails can underflow.
-    share = root(s / jnp.where(before == 0, 1, before)) * v
+    share = root(quotient(s, jnp.where(before == 0, 1, before))) * v
     after_root = root(after)
-    scaled = share / jnp.where(after == 0, 1, after_root)
+    scaled = quotient(share, jnp.where(after == 0, 1, after_root))
     scaled = jnp.where(after == 0, 0, scaled)
     sums = jnp.cumsum(scaled, -1)
     below = jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], -1)

@@ -132,8 +132,10 @@ class SimplexJacobian:
         """The largest eigenvalue and its unit eigenvector, positive at the largest weight.
 
         The derivative of the vector is NaN where three classes or more share the largest weight:
-        there the eigenvector may turn.
+        there the eigenvector may turn. Raises `ValueError` where there is no class.
         """
+        if not self.weights.shape[-1]:
+            raise ValueError("SimplexJacobian.eigh_max: weights must have a class or more, got 0")
         return _spectrum.largest_eigenpair(self.weights, self.sink)
 
     def eigvalsh(self) -> Float[Array, "*batch n"]:

@@ -24,7 +24,24 @@ def fractions(
     """Returns t, a and a0; a row without any weight has t = 1 and fractions of 0."""
     t = jnp.sum(s, -1) + s0
     t = jnp.where(t == 0, 1, t)
-    return t, s / t[..., None], s0 / t
+    return t, quotient(s, t[..., None]), quotient(s0, t)
+
+
+# d(x / y) = (dx - (x / y) dy) / y. JAX takes 1 / y² in it, which is infinite for y = 1e-35 and 0
+# for y = 1e35, both of which totals and tails of float32 reach.
+@jax.custom_jvp
+def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x / y, with a derivative that has the range of the type."""
+    return x / y
+
+
+@quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    ratio = quotient(x, y)
+    return ratio, quotient(dx - ratio * dy, y)
 
 
 def dominant(a: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -223,11 +240,11 @@ def solve(
 # λ Σ α s + s0: nothing cancels, and for b ≥ 0 no term is negative.
 def _solve_damped(s: Array, s0: Array, b: Array, damping: Array) -> Array:
     shifted = s + damping[..., None]
-    scaled = s / shifted
+    scaled = quotient(s, shifted)
     denominator = damping * jnp.sum(scaled, -1) + s0
     empty = denominator == 0
-    projected = jnp.sum(scaled * b, -1) / jnp.where(empty, 1, denominator)
-    return b / shifted + scaled * projected[..., None]
+    projected = quotient(jnp.sum(scaled * b, -1), jnp.where(empty, 1, denominator))
+    return quotient(b, shifted) + scaled * projected[..., None]
 
 
 # On its support C is regular with a sink: C⁻¹ b = b / s + Σb / s0. Without one its kernel is the
@@ -241,9 +258,9 @@ def _solve_pseudo(s: Array, s0: Array, b: Array) -> Array:
 
     b, divisor = jnp.where(support, b, 0), jnp.where(support, s, 1)
     sunk = s0 != 0
-    common = jnp.sum(b, -1) / jnp.where(sunk, s0, 1)
-    regular = jnp.where(support, b / divisor + common[..., None], 0)
-    return jnp.where(sunk[..., None], regular, project(project(b) / divisor))
+    common = quotient(jnp.sum(b, -1), jnp.where(sunk, s0, 1))
+    regular = jnp.where(support, quotient(b, divisor) + common[..., None], 0)
+    return jnp.where(sunk[..., None], regular, project(quotient(project(b), divisor)))
 
 
 @jax.jit
@@ -261,10 +278,10 @@ def log_determinant(
 def _log_damped(s: Array, s0: Array, damping: Array) -> Array:
     shifted = s + damping[..., None]
     total = jnp.sum(s, -1) + s0
-    part = damping * jnp.sum(s / shifted, -1) + s0
+    part = damping * jnp.sum(quotient(s, shifted), -1) + s0
     empty = total == 0
-    ratio = jnp.where(empty, 1, part) / jnp.where(empty, 1, total)
-    return jnp.sum(jnp.log(shifted), -1) + jnp.log(ratio)
+    ratio = jnp.log(jnp.where(empty, 1, part)) - jnp.log(jnp.where(empty, 1, total))
+    return jnp.sum(jnp.log(shifted), -1) + ratio
 
 
 # The product of the eigenvalues other than 0: on a support of k classes k Π s / t without a sink,
@@ -308,7 +325,8 @@ def merged(
 def certificate(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"], radius: Float[Array, "*b"]
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-    """The smallest and the largest probabilities."""
+    """The smallest and the largest probabilities; NaN where the radius is negative."""
+    radius = jnp.where(radius >= 0, radius, jnp.nan)
     t, a, a0 = fractions(s, s0)
     a0, rest = a0[..., None], others(a)
     decay = jnp.exp(-radius * t)[..., None]
@@ -322,4 +340,4 @@ def certificate(
 def _share(part: Array, rest: Array) -> Array:
     """part / (part + rest), 0 / 0 being 0."""
     total = part + rest
-    return jnp.where(total == 0, 0, part / jnp.where(total == 0, 1, total))
+    return jnp.where(total == 0, 0, quotient(part, jnp.where(total == 0, 1, total)))

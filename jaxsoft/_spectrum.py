@@ -135,9 +135,21 @@ def _largest_jvp(
     s, s0 = primals
     ds, ds0 = tangents
     value, tau = _largest(s, s0)
-    slopes, slope0 = _slopes(s, s0, value, tau)
+    slopes, slope0 = _slopes(*_in_units(s, s0, value, tau))
     change = jnp.sum(slopes * ds, -1) + slope0 * ds0
     return (value, tau), (change, change - _select(_places(s)[1], ds))
+
+
+# Slopes and eigenvector do not change with the unit. That of λ it is: the derivative of a ratio has
+# the square of its divisor, which would be 0 in a saturated row.
+def _in_units(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    value: Float[Array, "*b"],
+    tau: Float[Array, "*b"],
+) -> tuple[Array, Array, Array, Array]:
+    unit = lax.stop_gradient(jnp.where(value == 0, 1, value))
+    return s / unit[..., None], s0 / unit, value / unit, tau / unit
 
 
 # In units of m = τ the eigenvector of λ has the entries -y_i = -s_i τ / (λ - s_i) for i ≥ 2, with
@@ -154,10 +166,8 @@ def _eigenvector(
     zero = (_select(first, s) == 0) | (jnp.sum(jnp.where(first, 0, s), -1) + s0 == 0)
     value, tau = jnp.where(zero, 1, value), jnp.where(zero, 1, tau)
     gaps = _select(second, s)[..., None] - s
-    # In units of λ, for a ratio of this size has a derivative with the square of it.
-    unit = lax.stop_gradient(value)[..., None]
-    gaps = jnp.where(first | second, 1, gaps / unit)
-    f = jnp.where(second, 1, _ratio(tau[..., None] / unit, gaps))
+    gaps = jnp.where(first | second, 1, gaps)
+    f = jnp.where(second, 1, _ratio(tau[..., None], gaps))
     y = jnp.where(first, 0, s * f)
     y1 = jnp.where(zero, 1, jnp.sum(y, -1) + s0 * (tau / value))
     return y / y1[..., None], y1, zero, f
@@ -216,7 +226,9 @@ def bounds(
 
 @jax.jit
 def largest_eigenvalue(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """λ_1 = ‖C‖_2."""
+    """λ_1 = ‖C‖_2; 0 for no class."""
+    if not s.shape[-1]:
+        return jnp.zeros_like(s0)
     return _largest(s, s0)[0]
 
 
@@ -227,6 +239,6 @@ def largest_eigenpair(
     """λ_1 and its unit eigenvector, positive at the largest weight and nowhere else."""
     value, tau = _largest(s, s0)
     first, _ = _places(s)
-    r, _, zero, _ = _eigenvector(s, s0, value, tau)
+    r, _, zero, _ = _eigenvector(*_in_units(s, s0, value, tau))
     v = jnp.where(first, 1, jnp.where(zero[..., None], 0, -r))
     return value, v / jnp.sqrt(1 + jnp.sum(r * r, -1, keepdims=True))

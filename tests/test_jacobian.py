@@ -477,3 +477,62 @@ def test_errors_of_functions(fun):
         call(fun, [1.0])
     with pytest.raises(ValueError, match=f"^{fun.__name__}: temperature must be positive"):
         fun(jnp.zeros(3), temperature=0.0)
+
+
+def test_no_class():
+    empty = jaxsoft.SimplexJacobian(jnp.zeros((2, 0)), jnp.zeros(2))
+    for value in (empty.norm(), empty.trace(), *empty.norm_bounds(), empty.effective_rank()):
+        np.testing.assert_array_equal(value, [0.0, 0.0])
+    assert empty.eigvalsh().shape == empty.mv(jnp.zeros((2, 0))).shape == (2, 0)
+    with pytest.raises(ValueError, match=r"^SimplexJacobian\.eigh_max: weights must have a class"):
+        empty.eigh_max()
+
+
+def test_a_negative_radius_spoils_its_row_alone():
+    jacobian = jaxsoft.SimplexJacobian(jnp.full((2, 3), 1 / 3), jnp.zeros(2))
+    low, high = jacobian.certificate(jnp.array([-0.5, 0.5]))
+    np.testing.assert_array_equal(np.isnan(low), [[True] * 3, [False] * 3])
+    np.testing.assert_array_equal(high[1], jacobian.certificate(0.5)[1][1])
+
+
+W = np.array([0.3, -1.0, 2.0, 0.5, 0.75], np.float32)
+OF_A_ROW = {
+    "mv": lambda J, v: J.mv(v) @ v[::-1],
+    "quadratic_form": lambda J, v: J.quadratic_form(v),
+    "trace": lambda J, v: J.trace(),
+    "norm 1": lambda J, v: J.norm(1),
+    "norm 2": lambda J, v: J.norm(),
+    "norm fro": lambda J, v: J.norm("fro"),
+    "eigvalsh": lambda J, v: J.eigvalsh() @ v,
+    "eigh_max": lambda J, v: J.eigh_max()[1] @ v,
+    "effective_rank": lambda J, v: J.effective_rank(),
+    "slogdet": lambda J, v: J.slogdet(0.1 * jax.lax.stop_gradient(J.weights.max()))[1],
+    "slogdet, pseudo": lambda J, v: J.slogdet()[1],
+    "solve": lambda J, v: J.solve(v, 0.1 * jax.lax.stop_gradient(J.weights.max())) @ v[::-1],
+    "certificate": lambda J, v: J.certificate(0.1 / jax.lax.stop_gradient(J.weights.max()))[1] @ v,
+    "sqrt_mv": lambda J, v: J.sqrt_mv(v) @ v[::-1],
+    "cholesky_mv": lambda J, v: J.cholesky_mv(v) @ v[::-1],
+}
+
+
+def gradients(fun, x):
+    """In float32 and, of the very same numbers, in float64."""
+    gradient, x = jax.jit(jax.grad(fun)), x.astype(np.float32)
+    return [np.asarray(gradient(x.astype(t), W.astype(t)), float) for t in (np.float32, float)]
+
+
+# What a derivative divides by, a sum of weights of 1e-35 or of 1e25, has no square in float32.
+@pytest.mark.parametrize("sink", [None, 1.0])
+@pytest.mark.parametrize("name", OF_A_ROW)
+def test_gradients_of_a_saturated_row_in_float32(name, sink):
+    fun = lambda x, v: OF_A_ROW[name](jaxsoft.softmax_jacobian(x, sink=sink), v)
+    single, double = gradients(fun, np.array([80.0, 0.0, -0.5, 0.25, -1.25]))
+    np.testing.assert_allclose(single, double, rtol=0, atol=2e-5 * np.max(np.abs(double)))
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])  # 1 / s²
+def test_gradients_by_weights_of_any_size(name, scale):
+    fun = lambda s, v: OF_A_ROW[name](jaxsoft.SimplexJacobian(s, jnp.zeros((), s.dtype)), v)
+    single, double = gradients(fun, scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]))
+    np.testing.assert_allclose(single, double, rtol=0, atol=2e-5 * np.max(np.abs(double)))
