@@ -43,8 +43,10 @@ def _first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
     )
 
 
-def _separation(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """τ = λ - s2 for the largest eigenvalue λ."""
+def _root(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """λ, and τ = λ - s2 to its own last bits."""
     top = jnp.max(s, -1)
     below = jnp.where(s < top[..., None], s, 0)
     repeated = jnp.sum(s == top[..., None], -1).astype(s.dtype) - 1
@@ -65,36 +67,33 @@ def _separation(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array,
     gap0 = jnp.where(pole == 0, 1, pole / unit)
 
     tau = (others / t) * ((top - pole) / unit)  # u - s2
-    for _ in range(_iterations(s.dtype)):
+    for step in range(_iterations(s.dtype), 0, -1):
         distance, distance0 = tau[..., None] + gaps, tau + gap0
         terms, term0 = weights / distance, weight0 / distance0
-        value, slope = _sums(terms, terms / distance)
+        # The last step is right to the rounding of its value, whatever that of those before.
+        value = _sum(terms) if step == 1 else jnp.sum(terms, -1)
+        slope = jnp.sum(terms / distance, -1)
         value, slope = value + term0, slope + term0 / distance0
         length = _quotient(value, slope)
         tau = _two_poles(near, value * length, jnp.maximum(length - tau, 0))
-    return tau * unit
-
-
-def _sum(x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-    return _sums(x, jnp.zeros_like(x))[0]
+    tau *= unit
+    return jnp.minimum(pole + tau, top), tau
 
 
 # Plain summation of many equal numbers beside a larger one errs by tens of eps: each time the same
 # part is lost. Here the rounding of every addition is summed as well (Knuth's TwoSum).
-def _sums(
-    x: Float[Array, "*b n"], y: Float[Array, "*b n"]
-) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-    """Σ x to the last bit, and Σ y."""
+def _sum(x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+    """Σ x to the last bit."""
 
     def add(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
         total = one[0] + other[0]
         part = total - one[0]
         lost = (one[0] - (total - part)) + (other[0] - part)
-        return total, one[1] + other[1] + lost, one[2] + other[2]
+        return total, one[1] + other[1] + lost
 
     zero = jnp.zeros((), x.dtype)
-    total, lost, plain = lax.reduce((x, jnp.zeros_like(x), y), (zero,) * 3, add, (x.ndim - 1,))
-    return total + lost, plain
+    total, lost = lax.reduce((x, jnp.zeros_like(x)), (zero,) * 2, add, (x.ndim - 1,))
+    return total + lost
 
 
 def _two_poles(
@@ -123,9 +122,7 @@ def _select(where: Bool[Array, "*b n"], x: Float[Array, "*b n"]) -> Float[Array,
 def _largest(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"]
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-    """λ, and τ = λ - s2 to its own last bits."""
-    tau = _separation(s, s0)
-    return _select(_places(s)[1], s) + tau, tau
+    return _root(s, s0)
 
 
 @_largest.defjvp
