@@ -212,6 +212,41 @@ def labels(function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int
     return wide_integer(value)
 
 
+def class_ids(function: str, value: Any, shape: tuple[int, ...], of: str) -> Array:
+    """Returns class ids of the given shape."""
+    ids = array(function, "labels", value)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"{function}: labels must be integers, got dtype {ids.dtype}")
+    same_shape(function, "labels", ids, shape, of)
+    return wide_integer(ids)
+
+
+def matrix(function: str, argument: str, value: Array, x: Array) -> None:
+    """Raises `ValueError` unless `value` is a matrix that x, of shape [..., d], multiplies."""
+    if x.ndim < 1:
+        raise ValueError(f"{function}: x must have an axis of features, got shape {x.shape}")
+    if value.ndim != 2 or value.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"{function}: {argument} must have shape ({x.shape[-1]}, n) (x {x.shape} @ w), "
+            f"got {value.shape}"
+        )
+
+
+def positive_or_none(function: str, argument: str, value: Any) -> int | None:
+    """Returns a positive integer, or None."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {argument} must be an integer or None, got {_described(value)}"
+        ) from None
+    if number < 1:
+        raise ValueError(f"{function}: {argument} must be 1 or more, got {number}")
+    return number
+
+
 def ignore_index(function: str, value: Any, labels: Array) -> int:
     """Returns the label to ignore as an integer."""
     try:

@@ -67,16 +67,27 @@ def prepare(
     if temperature is not None:
         temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
         # Finite for a row of -inf alone too, and so is the sink when this is subtracted from it.
-        largest = jnp.finfo(dtype).max
-        shift = jnp.clip(top / temperature.squeeze(axis), -largest, largest)
-        centre = jnp.expand_dims(top, axis)
-        absent = z == -jnp.inf
-        z = jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, centre, z), centre, temperature))
+        shift = scaled(top, temperature.squeeze(axis))
+        z = centred(z, jnp.expand_dims(top, axis), temperature)
         sink = None if sink is None else sink - shift
         top = jnp.zeros_like(top)
     if sink is not None:
         top = jnp.maximum(top, lax.stop_gradient(sink))
     return Logits(z, top, sink, shift)
+
+
+def scaled(top: Float[Array, "..."], temperature: Float[Array, "..."]) -> Float[Array, "..."]:
+    """m / T, kept finite."""
+    largest = jnp.finfo(top.dtype).max
+    return jnp.clip(top / temperature, -largest, largest)
+
+
+def centred(
+    z: Float[Array, "..."], top: Float[Array, "..."], temperature: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """(z - m) / T, to be broadcast; m is a constant, and so is an entry of -inf."""
+    absent = z == -jnp.inf
+    return jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, top, z), top, temperature))
 
 
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a

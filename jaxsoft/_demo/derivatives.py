@@ -194,4 +194,10 @@ def cases(seed: int) -> tuple[Case, ...]:
             jnp.stack([x, q]),
         ),
         Case("cross_entropy, options", loss_with_options, plain_loss_with_options, x),
+        Case(
+            "linear_cross_entropy",
+            lambda xw: jaxsoft.linear_cross_entropy(xw[0], xw[1:], label, vocab_chunk=n // 2),
+            lambda xw: -jnp.log(_plain_softmax(xw[0] @ xw[1:])[label]),
+            jnp.concatenate([x[None], jnp.eye(n, dtype=x.dtype)]),
+        ),
     )

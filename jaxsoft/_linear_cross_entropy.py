@@ -1,0 +1,297 @@
+"""linear_cross_entropy: a linear layer and its cross-entropy, without the logits in between."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
+
+from jaxsoft import _checks, _chunks, _logits
+from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._chunks import Gradients, Layer, Live, Options, Sizes, Tokens
+
+Reduction = Literal["mean", "sum", "none"]
+
+# Chunks that were found fast on CPUs: so many classes make products of matrices that stay in the
+# cache, and fewer tokens than this make slow ones.
+_CLASSES = 4096
+_LEAST_TOKENS = 256
+
+
+def linear_cross_entropy(
+    x: Shaped[ArrayLike, "..."],
+    w: Shaped[ArrayLike, "..."],
+    labels: Shaped[ArrayLike, "..."],
+    *,
+    bias: Shaped[ArrayLike, "..."] | None = None,
+    weights: Shaped[ArrayLike, "..."] | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: Shaped[ArrayLike, ""] = 0.0,
+    z_loss: Shaped[ArrayLike, ""] = 0.0,
+    class_weights: Shaped[ArrayLike, "..."] | None = None,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    softcap: Shaped[ArrayLike, ""] | None = None,
+    reduction: Reduction = "mean",
+    token_chunk: int | None = None,
+    vocab_chunk: int | None = None,
+) -> Float[Array, "..."]:
+    r"""Cross-entropy of softmax(x w + bias), without ever holding the logits of all tokens.
+
+        loss_i = cross_entropy(x_i w + bias, labels_i, …)
+        mean: Σ_i weights_i loss_i / Σ_i weights_i          sum: Σ_i weights_i loss_i
+        ∂loss_i/∂x_i = w (p_i - y_i)          ∂loss_i/∂w = x_i (p_i - y_i)ᵀ
+
+    For a language model with n words in its vocabulary the logits, [tokens, n], are by far the
+    largest array of a training step. Here they are made in chunks. The mean and the sum have their
+    gradients computed along with the value, in three products of matrices, for those arguments
+    that are being differentiated; a call that is not differentiated computes the loss alone.
+    "none" keeps its arguments and makes the logits again. Differentiable in every mode and to any
+    order, in chunks too.
+
+    Args:
+        x: features, shape [..., d].
+        w: weight of the layer, shape [d, n].
+        labels: class ids, an integer array of shape [...].
+        bias: shape [n]. An entry of -inf takes a class out.
+        weights: of the examples, 0 or more, broadcastable to the shape of `labels`.
+        ignore_index: examples with this label have weight 0, whatever x holds there.
+        label_smoothing: α in [0, 1], the part of the target that is spread over all classes.
+        z_loss: ζ ≥ 0, the weight of the squared logarithm of the partition function.
+        class_weights: shape [n]. They scale the losses; the mean divides by `weights` alone.
+        temperature: T > 0, a number or one value for each example, broadcastable to [..., 1].
+        softcap: c > 0; finite logits are replaced by c tanh(logits / c).
+        reduction: "mean", which is 0 when the weights add up to 0; "sum"; or "none" for a loss for
+            each example, times its weight.
+        token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
+            more, so that a chunk of logits has about the size of w; four times as many with
+            `vocab_chunk`.
+        vocab_chunk: how many classes are taken at a time, at most, so that no more than
+            token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
+            Default: the gradient holds the logits of a chunk of tokens for all classes.
+
+    Returns:
+        The loss in nats: a scalar, or an array of the shape of `labels` for "none", in float32 or
+        wider.
+
+    Raises:
+        TypeError: an argument is complex or not an array, `labels` are not integers, a chunk is no
+            integer.
+        ValueError: an argument has the wrong shape or is out of its range, `reduction` is unknown.
+
+    Numerics:
+        Logits, statistics and sums over tokens are float32 or wider for 16-bit inputs too, and
+        gradients are rounded to the type of their argument once, at the end. The loss and the
+        gradient of a confident example do not round to 0. A label outside [0, n) that is not
+        ignored gives NaN. An example of weight 0 counts for nothing even if its x is not finite or
+        its label does not exist.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoft
+        >>> x, w = jnp.eye(2, 3), 20.0 * jnp.eye(3, 5)
+        >>> labels = jnp.array([0, 2])
+        >>> losses = jaxsoft.linear_cross_entropy(x, w, labels, reduction="none")
+        >>> print(*(f"{loss:.4g}" for loss in losses))
+        8.245e-09 20
+        >>> print(jax.grad(jaxsoft.linear_cross_entropy)(x, w, labels).shape)
+        (2, 3)
+
+    Source: Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", for the
+    loss in chunks.
+    """
+    name = "linear_cross_entropy"
+    x, w = _checks.floating(name, "x", x), _checks.floating(name, "w", w)
+    _checks.matrix(name, "w", w, x)
+    shape, (d, n) = x.shape[:-1], w.shape
+    labels = _checks.class_ids(name, labels, shape, "x without its last axis")
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"{name}: reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}"
+        )
+    if bias is not None:
+        bias = _checks.floating(name, "bias", bias)
+        _checks.same_shape(name, "bias", bias, (n,), "one for each class")
+    if class_weights is not None:
+        class_weights = _checks.floating(name, "class_weights", class_weights)
+        _checks.same_shape(name, "class_weights", class_weights, (n,), "one weight per class")
+    if weights is not None:
+        weights = _checks.non_negative(name, "weights", weights, shape, "the shape of labels")
+    if ignore_index is not None:
+        ignore_index = _checks.ignore_index(name, ignore_index, labels)
+    if softcap is not None:
+        softcap = _checks.number(name, "softcap", softcap, 0, math.inf, open_low=True)
+    return _linear_cross_entropy(
+        x,
+        w,
+        labels,
+        bias,
+        weights,
+        _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
+        _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        class_weights,
+        _checks.temperature(name, temperature, (*shape, n), (len(shape),)),
+        softcap,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        sizes=_sizes(
+            d,
+            n,
+            _checks.positive_or_none(name, "token_chunk", token_chunk),
+            _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
+        ),
+    )
+
+
+def _sizes(d: int, n: int, token_chunk: int | None, vocab_chunk: int | None) -> Sizes:
+    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if vocab_chunk is None else 4)
+    classes = vocab_chunk or math.ceil(n / max(1, round(n / _CLASSES)))
+    return Sizes(tokens, classes, keep=vocab_chunk is None)
+
+
+@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "sizes"))
+def _linear_cross_entropy(
+    x: Array,
+    w: Array,
+    labels: Array,
+    bias: Array | None,
+    weights: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
+    class_weights: Array | None,
+    temperature: Array | None,
+    softcap: Array | None,
+    *,
+    ignore_index: int | None,
+    reduction: Reduction,
+    sizes: Sizes,
+) -> Array:
+    shape, n = labels.shape, w.shape[1]
+    common = jnp.promote_types(x.dtype, w.dtype)
+    dtype = _logits.compute_dtype(common)
+
+    def widened(option: ArrayLike | None) -> Array | None:
+        return None if option is None else jnp.asarray(option, dtype)
+
+    x, labels = x.reshape(-1, x.shape[-1]).astype(common), labels.reshape(-1)
+    ignored = None if ignore_index is None else labels == ignore_index
+    factors = jnp.ones(labels.shape, dtype)
+    if weights is not None:
+        factors = weights.astype(dtype).reshape(-1)
+        # What cannot be computed may be left out; of what can, the derivative by the weight counts.
+        sound = jnp.all(jnp.isfinite(x), 1) & (labels >= 0) & (labels < n)
+        absent = (factors == 0) & ~sound
+        ignored = absent if ignored is None else ignored | absent
+    if ignored is not None:
+        factors = jnp.where(ignored, 0, factors)
+    if not labels.size or not n:
+        lost = jnp.full(labels.shape, jnp.nan, dtype)
+        out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
+    else:
+        scale = widened(temperature)
+        tokens = Tokens(x, labels, ignored, None if scale is None else scale.reshape(-1))
+        options = map(widened, (bias, class_weights, label_smoothing, z_loss, softcap))
+        layer = Layer(w.astype(common), Options(*options))
+        if reduction != "none":
+            total = weighted_sum(tokens, layer, factors, sizes, common)
+            return total if reduction == "sum" else _over(total, jnp.sum(factors))
+        out = _chunks.weighted(factors, losses(tokens, layer, sizes, common))
+    if reduction == "none":
+        return out.reshape(shape)
+    return jnp.sum(out) if reduction == "sum" else _over(jnp.sum(out), jnp.sum(factors))
+
+
+def _over(total: Array, count: Array) -> Array:
+    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a forward rule hands to the backward rule that is not an array."""
+
+    live: Live
+
+
+def _values(tokens: Any, layer: Any) -> tuple[Tokens, Layer, Live]:
+    """The arguments of a rule, and which of them are being differentiated."""
+    is_primal = lambda leaf: isinstance(leaf, CustomVJPPrimal)
+    args = (tokens, layer)
+    tokens, layer = jax.tree.map(lambda leaf: leaf.value, args, is_leaf=is_primal)
+    of_tokens, of_layer = jax.tree.map(lambda leaf: leaf.perturbed, args, is_leaf=is_primal)
+    of_temperature = of_tokens.temperature is True  # None without a temperature
+    live = Live(of_tokens.x, of_temperature, of_layer.w, tuple(of_layer.options))
+    return tokens, layer, live
+
+
+def _cotangents(bars: Gradients, dtype: DTypeLike) -> tuple[Any, Any]:
+    """The gradients in the types of the arguments; x and w have one of their own."""
+    x, w = (None if bar is None else bar.astype(dtype) for bar in (bars.x, bars.w))
+    # Labels have no gradient, nor has what is ignored.
+    return (x, None, None, bars.temperature), (w, bars.options)
+
+
+# The loss of each token. Between the passes stay the arguments.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _losses(tokens: Tokens, layer: Layer, sizes: Sizes, dtype: DTypeLike) -> Array:
+    return _chunks.losses(tokens, layer, sizes)
+
+
+losses = jvp_from_vjp(_losses)
+
+
+def _losses_fwd(tokens: Any, layer: Any, sizes: Sizes, dtype: DTypeLike) -> tuple[Array, Any]:
+    tokens, layer, live = _values(tokens, layer)
+    return losses(tokens, layer, sizes, dtype), (tokens, layer, _Static(live))
+
+
+def _losses_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
+    tokens, layer, static = residuals
+    _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes)
+    tokens_bar, layer_bar = _cotangents(bars, dtype)
+    return Tokens(*tokens_bar), Layer(*layer_bar)
+
+
+_losses.defvjp(_losses_fwd, _losses_bwd, symbolic_zeros=True)
+
+
+# Σ_i weights_i loss_i. Between the passes stay its gradients, in the compute dtype: the cotangent
+# may be large, as where a loss is scaled for float16, and they are rounded after it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _weighted_sum(
+    tokens: Tokens, layer: Layer, weights: Array, sizes: Sizes, dtype: DTypeLike
+) -> Array:
+    return jnp.sum(_chunks.weighted(weights, _chunks.losses(tokens, layer, sizes)))
+
+
+weighted_sum = jvp_from_vjp(_weighted_sum)
+
+
+def _weighted_sum_fwd(
+    tokens: Any, layer: Any, weights: Any, sizes: Sizes, dtype: DTypeLike
+) -> tuple[Array, Any]:
+    tokens, layer, live = _values(tokens, layer)
+
+    # Where this is differentiated in reverse, JAX takes the checkpoints out of what does not depend
+    # on the tangents, but leaves them in within another one (as in `jvp_from_vjp`).
+    @functools.partial(
+        jax.checkpoint,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.everything_saveable,
+    )
+    def gradients(tokens: Tokens, layer: Layer, weights: Array) -> tuple[Array, Gradients]:
+        return _chunks.gradients(tokens, layer, weights, live, sizes)
+
+    out, bars = gradients(tokens, layer, weights.value)
+    return jnp.sum(_chunks.weighted(weights.value, out)), (out, bars)
+
+
+def _weighted_sum_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
+    out, bars = jax.tree.map(lambda residual: cotangent * residual, residuals)
+    tokens_bar, layer_bar = _cotangents(bars, dtype)
+    return Tokens(*tokens_bar), Layer(*layer_bar), out
+
+
+_weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd, symbolic_zeros=True)
