@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _checks, _chunks, _logits
+from jaxsoft import _checks, _chunks, _logits, _online
 from jaxsoft._autodiff import jvp_from_vjp
-from jaxsoft._chunks import Gradients, Layer, Live, Options, Sizes, Tokens
+from jaxsoft._chunks import Gradients, Live, Sizes
+from jaxsoft._online import Layer, Options, Statistics, Tokens
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -191,13 +192,15 @@ def _linear_cross_entropy(
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
     else:
         scale = widened(temperature)
+        if scale is not None:
+            scale = jnp.where(scale > 0, scale, jnp.nan)
         tokens = Tokens(x, labels, ignored, None if scale is None else scale.reshape(-1))
         options = map(widened, (bias, class_weights, label_smoothing, z_loss, softcap))
         layer = Layer(w.astype(common), Options(*options))
         if reduction != "none":
             total = weighted_sum(tokens, layer, factors, sizes, common)
             return total if reduction == "sum" else _over(total, jnp.sum(factors))
-        out = _chunks.weighted(factors, losses(tokens, layer, sizes, common))
+        out = _online.weighted(factors, losses(tokens, layer, sizes, common))
     if reduction == "none":
         return out.reshape(shape)
     return jnp.sum(out) if reduction == "sum" else _over(jnp.sum(out), jnp.sum(factors))
@@ -233,10 +236,19 @@ def _cotangents(bars: Gradients, dtype: DTypeLike) -> tuple[Any, Any]:
     return (x, None, None, bars.temperature), (w, bars.options)
 
 
-# The loss of each token. Between the passes stay the arguments.
+# Where a forward rule is differentiated in reverse, JAX takes the checkpoints out of what does not
+# depend on the tangents, but leaves them in within another one (as in `jvp_from_vjp`).
+_in_chunks = functools.partial(
+    jax.checkpoint,
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.everything_saveable,
+)
+
+
+# The loss of each token. Between the passes stay the arguments and the statistics.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _losses(tokens: Tokens, layer: Layer, sizes: Sizes, dtype: DTypeLike) -> Array:
-    return _chunks.losses(tokens, layer, sizes)
+    return _online.loss(_chunks.statistics(tokens, layer, sizes), tokens, layer)
 
 
 losses = jvp_from_vjp(_losses)
@@ -244,12 +256,19 @@ losses = jvp_from_vjp(_losses)
 
 def _losses_fwd(tokens: Any, layer: Any, sizes: Sizes, dtype: DTypeLike) -> tuple[Array, Any]:
     tokens, layer, live = _values(tokens, layer)
-    return losses(tokens, layer, sizes, dtype), (tokens, layer, _Static(live))
+
+    @_in_chunks
+    def statistics(tokens: Tokens, layer: Layer) -> Statistics:
+        return _chunks.statistics(tokens, layer, sizes)
+
+    of_tokens = statistics(tokens, layer)
+    out = _online.loss(of_tokens, tokens, layer)
+    return out, (tokens, layer, of_tokens, _Static(live))
 
 
 def _losses_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
-    tokens, layer, static = residuals
-    _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes)
+    tokens, layer, statistics, static = residuals
+    _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes, statistics)
     tokens_bar, layer_bar = _cotangents(bars, dtype)
     return Tokens(*tokens_bar), Layer(*layer_bar)
 
@@ -263,7 +282,8 @@ _losses.defvjp(_losses_fwd, _losses_bwd, symbolic_zeros=True)
 def _weighted_sum(
     tokens: Tokens, layer: Layer, weights: Array, sizes: Sizes, dtype: DTypeLike
 ) -> Array:
-    return jnp.sum(_chunks.weighted(weights, _chunks.losses(tokens, layer, sizes)))
+    out = _online.loss(_chunks.statistics(tokens, layer, sizes), tokens, layer)
+    return jnp.sum(_online.weighted(weights, out))
 
 
 weighted_sum = jvp_from_vjp(_weighted_sum)
@@ -274,18 +294,12 @@ def _weighted_sum_fwd(
 ) -> tuple[Array, Any]:
     tokens, layer, live = _values(tokens, layer)
 
-    # Where this is differentiated in reverse, JAX takes the checkpoints out of what does not depend
-    # on the tangents, but leaves them in within another one (as in `jvp_from_vjp`).
-    @functools.partial(
-        jax.checkpoint,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.everything_saveable,
-    )
+    @_in_chunks
     def gradients(tokens: Tokens, layer: Layer, weights: Array) -> tuple[Array, Gradients]:
         return _chunks.gradients(tokens, layer, weights, live, sizes)
 
     out, bars = gradients(tokens, layer, weights.value)
-    return jnp.sum(_chunks.weighted(weights.value, out)), (out, bars)
+    return jnp.sum(_online.weighted(weights.value, out)), (out, bars)
 
 
 def _weighted_sum_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:

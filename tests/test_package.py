@@ -34,7 +34,7 @@ LAYERS = (
     ("_products", "_logarithms"),
     ("_simplex", "_factors", "_spectrum", "_eigenvalues", "_jacobian"),
     ("_losses", "_information"),
-    ("_chunks", "_linear_cross_entropy"),
+    ("_online", "_chunks", "_linear_cross_entropy"),
     ("",),
     ("_analysis", "_testing"),
     ("testing", "analysis", "lineax", "plot"),

@@ -1,0 +1,219 @@
+"""The loss of tokens from sums over the classes, which are made chunk by chunk of the classes.
+
+A chunk of classes adds to the sums of each token (the exponentials without the label's, the logit
+of the label) relative to the maximum so far, and the loss is a function of these sums alone. All
+of it is plain arithmetic, differentiated as it stands and exact where a token is confident.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsoft import _axes, _logits, _rows
+
+
+class Tokens(NamedTuple):
+    """What belongs to one token.
+
+    Attributes:
+        x: the features, of the dtype of the layer's weight.
+        labels: class ids.
+        ignored: tokens without a loss, whatever they hold; None for none of them.
+        temperature: T > 0 of each token, or None.
+    """
+
+    x: Float[Array, "t d"]
+    labels: Int[Array, " t"]
+    ignored: Bool[Array, " t"] | None
+    temperature: Float[Array, " t"] | None
+
+
+class Options(NamedTuple):
+    """What all tokens share besides the weight, in the compute dtype; None where not asked for.
+
+    Attributes:
+        bias: added to the logits; -inf takes a class out.
+        class_weights: the weight of each class in the loss.
+        label_smoothing: the part of the target that is spread evenly over the classes.
+        z_loss: the weight of the squared logarithm of the partition function.
+        softcap: c of c tanh(logits / c).
+    """
+
+    bias: Float[Array, " n"] | None
+    class_weights: Float[Array, " n"] | None
+    label_smoothing: Float[Array, ""] | None
+    z_loss: Float[Array, ""] | None
+    softcap: Float[Array, ""] | None
+
+
+class Layer(NamedTuple):
+    """The weight of the layer, and the options."""
+
+    w: Float[Array, "d n"]
+    options: Options
+
+
+class Classes(NamedTuple):
+    """A chunk of classes.
+
+    Attributes:
+        layer: the layer with the columns of the chunk alone.
+        start: the first of these columns.
+        fresh: the columns that the chunk before does not have as well; None for all of them.
+        places: the place of the label of each token; the number of columns if it is elsewhere.
+    """
+
+    layer: Layer
+    start: Int[Array, ""] | int
+    fresh: Bool[Array, " c"] | None
+    places: Int[Array, " t"]
+
+
+class Sums(NamedTuple):
+    """What the loss needs of the logits u of each token, given a maximum m: sums over the classes.
+
+    Attributes:
+        others: Σ exp((u - m) / T) over all classes but the label.
+        label: u of the label.
+        spread: Σ w (m - u) / T with the class weights w; None without label smoothing.
+    """
+
+    others: Float[Array, " t"]
+    label: Float[Array, " t"]
+    spread: Float[Array, " t"] | None
+
+
+class Statistics(NamedTuple):
+    """What the loss needs of each token.
+
+    Attributes:
+        top: m, the maximum of the logits; the lowest finite number for no class. A constant.
+        sums: given this maximum.
+    """
+
+    top: Float[Array, " t"]
+    sums: Sums
+
+
+class Running(NamedTuple):
+    """Statistics of the classes so far.
+
+    Attributes:
+        statistics: of these classes.
+        seen: the sum of their class weights; None without label smoothing.
+    """
+
+    statistics: Statistics
+    seen: Float[Array, ""] | None
+
+
+def nothing(tokens: Tokens, layer: Layer) -> Running:
+    """The statistics of no class."""
+    dtype = _logits.compute_dtype(layer.w.dtype)
+    zero, lowest = jnp.zeros((), dtype), jnp.full(tokens.labels.shape, jnp.finfo(dtype).min, dtype)
+    none = jnp.zeros_like(lowest)
+    if layer.options.label_smoothing is None:
+        return Running(Statistics(lowest, Sums(none, none, None)), None)
+    return Running(Statistics(lowest, Sums(none, none, none)), zero)
+
+
+def extended(running: Running, products: Array, tokens: Tokens, classes: Classes) -> Running:
+    """The statistics with one chunk of classes more, given its products x w."""
+    (before, old), seen = running
+    u = capped(products, classes)
+    top = jnp.maximum(before, _logits.maximum(lax.stop_gradient(u), 1))
+    new = sums(u, top, tokens, classes)
+    others = new.others + old.others * jnp.exp(_gap(before, top, tokens.temperature))
+    spread = None
+    if new.spread is not None and old.spread is not None and seen is not None:
+        before = jnp.where(seen == 0, top, before)  # of no class there is nothing to move
+        spread = new.spread + (old.spread - seen * _gap(before, top, tokens.temperature))
+        seen += jnp.sum(_class_weights(classes))
+    return Running(Statistics(top, Sums(others, old.label + new.label, spread)), seen)
+
+
+def capped(products: Array, classes: Classes) -> Array:
+    """u = c tanh((x w + b) / c), -inf in the columns that count elsewhere."""
+    options = classes.layer.options
+    u = products if options.bias is None else products + options.bias[None]
+    u = u if options.softcap is None else _logits.cap(u, options.softcap)
+    return u if classes.fresh is None else jnp.where(classes.fresh[None], u, -jnp.inf)
+
+
+def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
+    """What a chunk of classes with the logits u adds, given the maximum."""
+    n, temperature = u.shape[1], tokens.temperature
+    scale = None if temperature is None else temperature[:, None]
+    z = _gap(u, top[:, None], scale)
+    others = jnp.sum(_rows.other_exponentials(z, jnp.zeros_like(top), classes.places, 1), 1)
+    label = _axes.take(u, jnp.minimum(classes.places, n - 1), 1)
+    label = jnp.where(classes.places < n, label, 0)
+    if classes.layer.options.label_smoothing is None:
+        return Sums(others, label, None)
+    weights = _class_weights(classes)[None]
+    # A class without a probability counts for nothing if it has no weight, and is a constant.
+    absent = u == -jnp.inf
+    terms = weights * -jnp.where(absent, 0, z)
+    terms = jnp.where(absent & (weights != 0), jnp.inf, terms)
+    return Sums(others, label, jnp.sum(terms, 1))
+
+
+def _class_weights(classes: Classes) -> Array:
+    """The class weights of a chunk, 0 in the columns that count elsewhere."""
+    weights, w = classes.layer.options.class_weights, classes.layer.w
+    if weights is None:
+        weights = jnp.ones(w.shape[1], _logits.compute_dtype(w.dtype))
+    return weights if classes.fresh is None else jnp.where(classes.fresh, weights, 0)
+
+
+# loss = (1 - α) w_y l_y + (α/n) Σ_j w_j l_j + ζ (log Z + m/T)² with l_j = (m - u_j)/T + log Z,
+# A = `others`, e_y = exp((u_y - m)/T) and Z = A + e_y. Of a label on the maximum l_y is written as
+# log(1 + A/e_y), whose derivatives 1/Z by A and -A/Z by u_y are exact as automatic differentiation
+# makes them, and so is every further one. Of another label e_y/Z is at most 1/2, and l_y is the sum
+# of two terms that are not negative.
+def loss(statistics: Statistics, tokens: Tokens, layer: Layer) -> Float[Array, " t"]:
+    """The loss of each token."""
+    top, (others, label, spread) = statistics
+    n, temperature = layer.w.shape[1], tokens.temperature
+    label = jnp.where(label == -jnp.inf, -jnp.inf, label)  # a constant
+    gap = _gap(label, top, temperature)
+    own = jnp.exp(gap)
+    empty = others + own == 0
+    log_normalizer = jnp.log1p(jnp.where(empty, 0, others + (own - 1)))
+    on_top = label >= top
+    out = jnp.where(
+        on_top,
+        jnp.log1p(others / jnp.where(on_top, own, 1)),
+        log_normalizer - gap,
+    )
+    options, weight = layer.options, None
+    if options.class_weights is not None:
+        weight = options.class_weights.at[tokens.labels].get(mode="clip")
+    if options.label_smoothing is not None and spread is not None:
+        smoothing = options.label_smoothing
+        smoothing = jnp.where((smoothing >= 0) & (smoothing <= 1), smoothing, jnp.nan)
+        total = n if options.class_weights is None else jnp.sum(options.class_weights)
+        even = weighted(smoothing / n, spread + total * log_normalizer)
+        out = weighted(1 - smoothing if weight is None else (1 - smoothing) * weight, out) + even
+    elif weight is not None:
+        out = weighted(weight, out)
+    if options.z_loss is not None:
+        shift = top if temperature is None else _logits.scaled(top, temperature)
+        log_partition = jnp.where(empty, 0, log_normalizer + shift)
+        out += options.z_loss * log_partition**2
+    # By multiplication, for the gradient of a label that does not exist is NaN as well.
+    valid = (tokens.labels >= 0) & (tokens.labels < n)
+    out *= jnp.where(valid if tokens.ignored is None else valid | tokens.ignored, 1, jnp.nan)
+    return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
+
+
+def weighted(weight: Array, loss: Array) -> Array:
+    """The product, with 0 · inf = 0: what has no weight has no loss."""
+    return weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
+
+
+def _gap(u: Array, top: Array, temperature: Array | None) -> Array:
+    """(u - m) / T."""
+    return u - top if temperature is None else _logits.centred(u, top, temperature)
