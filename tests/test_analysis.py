@@ -278,11 +278,9 @@ def network(seed, d, n, hidden=6):
 
 
 def dense_input_jacobian(f, x):
-    jacobians = []
-    for row in x:
-        of_model = np.asarray(jax.jacfwd(f)(row)).reshape(-1, row.size)
-        jacobians.append(dense_softmax(f(row))[1] @ of_model)
-    return np.stack(jacobians)
+    logits, of_model = jax.jit(jax.vmap(lambda row: (f(row), jax.jacfwd(f)(row))))(x)
+    of_model = np.reshape(of_model, (*logits.shape, -1))
+    return np.stack([dense_softmax(z)[1] @ j for z, j in zip(logits, of_model, strict=True)])
 
 
 @pytest.mark.parametrize(("n", "d"), [(3, 8), (9, 4), (1, 3), (4, 1)])
@@ -425,7 +423,7 @@ def flat(tree):
 def dense_fisher(model, params, x, weights, *, by_classes):
     """Σ_i w_i Σ_y p_y g gᵀ, from the scores; or Σ_i w_i Gᵀ (diag p - p pᵀ) G."""
     vector, unflatten = flat(params)
-    jacobians = np.asarray(jax.jacfwd(lambda u: model(unflatten(u), x))(vector))
+    jacobians = np.asarray(jax.jit(jax.jacfwd(lambda u: model(unflatten(u), x)))(vector))
     total = np.zeros((vector.size, vector.size))
     for logits, of_model, weight in zip(model(params, x), jacobians, weights, strict=True):
         p, middle = dense_softmax(logits)
@@ -468,7 +466,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model():
     def loss(w):
         return jaxsoft.cross_entropy(X @ w, labels).mean()
 
-    expected = jnp.tensordot(jax.hessian(loss)(w), v, 2)
+    expected = jnp.tensordot(jax.jit(jax.hessian(loss))(w), v, 2)
     close(ggn_vp(lambda w, x: x @ w, w, X, v), expected, 1e-13)
     # Class weights scale the Hessian of each example, and an ignored example has none.
     class_weights = jnp.array([1.0, 2.0, 0.5, 1.0, 3.0])
@@ -478,7 +476,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model():
         return losses.sum()
 
     weights = jnp.where(labels == 3, 0, class_weights[labels])
-    expected = jnp.tensordot(jax.hessian(weighted)(w), v, 2)
+    expected = jnp.tensordot(jax.jit(jax.hessian(weighted))(w), v, 2)
     out = ggn_vp(lambda w, x: x @ w, w, X, v, weights=weights, reduction="sum")
     close(out, expected, 1e-13)
 
@@ -560,7 +558,7 @@ def test_attention_jacobian_is_the_dense_one(sink, where, scale):
         return jax.nn.softmax(scores)[:7] @ V
 
     out = attention_jacobian(q, K, V, scale=scale, where=where, sink=sink)
-    close(out, jax.jacfwd(attend)(q), 1e-13)
+    close(out, jax.jit(jax.jacfwd(attend))(q), 1e-13)
     close(out, jax.jit(attention_jacobian)(q, K, V, scale=scale, where=where, sink=sink), 1e-14)
 
 
@@ -570,9 +568,9 @@ def test_attention_by_scores_keys_and_values_is_as_documented():
     attend = lambda q, K, V: jax.nn.softmax(alpha * (K @ q)) @ V
     p, jacobian = jaxsoft.softmax_and_jacobian(alpha * (K @ q))
     product = jax.vmap(jacobian.mv, 1, 1)(V)
-    close(jnp.einsum("ia,b->aib", alpha * product, q), jax.jacfwd(attend, 1)(q, K, V), 1e-13)
-    by_values = jnp.einsum("i,ab->aib", p, jnp.eye(4))
-    close(by_values, jax.jacfwd(attend, 2)(q, K, V), 1e-13)
+    by_keys, by_values = jax.jit(jax.jacfwd(attend, (1, 2)))(q, K, V)
+    close(jnp.einsum("ia,b->aib", alpha * product, q), by_keys, 1e-13)
+    close(jnp.einsum("i,ab->aib", p, jnp.eye(4)), by_values, 1e-13)
 
 
 def test_attention_loses_nothing_to_an_offset_or_to_confidence():

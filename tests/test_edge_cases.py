@@ -1,5 +1,7 @@
 """The table of edge cases: values, and derivatives forward and reverse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,24 +37,34 @@ EMPTY_VALUE = {"log_softmax": -INF, "log_softmax, sink": -INF, "logsumexp": -INF
 EMPTY_VALUE |= {"logsumexp, b": -INF} | dict.fromkeys(LOSSES, INF)
 
 
-def jacobians(fun, x):
-    """The Jacobian, forward and reverse, eager and jitted."""
-    for derivative in (jax.jacfwd, jax.jacrev):
-        yield derivative(fun)(x)
-        yield jax.jit(derivative(fun))(x)
+def jacobians(fun, x, *rest):
+    """The Jacobian by x, forward and reverse, eager and jitted."""
+    for program in programs(fun):
+        yield program(x, *rest)
 
 
-def others_agree(fun, x, bad, good, **options):
-    """Row `bad` aside, values and derivatives are those without it."""
-    keep = [i for i in range(x.shape[0]) if i != bad]
-    alone = {k: v[jnp.array(keep)] for k, v in options.items()}
-    np.testing.assert_array_equal(fun(x, **options)[jnp.array(keep)], fun(good, **alone))
+@functools.cache
+def programs(fun):
+    """One program for all rows of a shape: nearly all the time of these tests is compilation."""
+    derivatives = (jax.jacfwd(fun), jax.jacrev(fun))
+    return [program for d in derivatives for program in (d, jax.jit(d))]
+
+
+@functools.cache
+def jitted(fun):
+    return jax.jit(fun)
+
+
+@functools.cache
+def masked(name, mask):
+    """The function under a mask, given as nested tuples; the same object for each mask."""
+    return lambda x: PER_ROW[name](x, where=jnp.array(mask))
 
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", PER_ROW)
 def test_a_row_of_minus_infinity(name, jit):
-    fun = jax.jit(PER_ROW[name]) if jit else PER_ROW[name]
+    fun = jitted(PER_ROW[name]) if jit else PER_ROW[name]
     x = jnp.array([[-INF, -INF, -INF], [1.0, 2.0, 0.5]])
     np.testing.assert_array_equal(fun(x)[0], EMPTY_VALUE.get(name, 0.0))
     assert np.all(np.isfinite(fun(x)[1]))
@@ -76,8 +88,7 @@ def test_a_row_of_minus_infinity_stacked_from_columns(name, n):
 @pytest.mark.parametrize("name", PER_ROW)
 def test_a_row_masked_throughout(name):
     x = jnp.array([[1.0, -2.0, NAN], [1.0, 2.0, 0.5]])
-    mask = jnp.array([[False], [True]])
-    fun = lambda x: PER_ROW[name](x, where=mask)
+    fun = masked(name, ((False,), (True,)))
     np.testing.assert_array_equal(fun(x)[0], EMPTY_VALUE.get(name, 0.0))
     for jacobian in jacobians(fun, x):
         assert np.all(np.isfinite(jacobian))
@@ -86,7 +97,7 @@ def test_a_row_masked_throughout(name):
 
 @pytest.mark.parametrize("name", [n for n in PER_ROW if n != "cross_entropy, soft"])
 def test_entries_of_minus_infinity_have_no_derivative(name):
-    x = jnp.array([[0.3, -INF, 1.0, 2.0]])
+    x = jnp.array([[0.3, -INF, 1.0, 2.0], [5.0, -INF, 0.2, -1.0]])
     fun = PER_ROW[name]
     finite = jnp.array([0, 2, 3])
     alone = fun(x[:, finite])
@@ -110,9 +121,9 @@ def test_entries_of_minus_infinity_have_no_derivative(name):
 @pytest.mark.parametrize("name", PER_ROW)
 def test_nothing_under_a_false_mask_has_influence(name, hidden):
     seen = jnp.array([[0.3, 5.0, 1.0, 2.0], [0.1, 0.2, 0.3, 0.4]])
-    mask = jnp.array([[True, True, False, True], [True, True, True, False]])
-    x = jnp.where(mask, seen, hidden)
-    fun = lambda x: PER_ROW[name](x, where=mask)
+    mask = ((True, True, False, True), (True, True, True, False))
+    x = jnp.where(jnp.array(mask), seen, hidden)
+    fun = masked(name, mask)
     np.testing.assert_array_equal(fun(x), fun(seen))
     for one, other in zip(jacobians(fun, x), jacobians(fun, seen), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -138,9 +149,11 @@ def test_a_bad_entry_spoils_its_row_alone(name, bad):
 
 
 def test_a_bad_row_has_a_nan_derivative():
-    x = jnp.array([[1.0, NAN, 0.0]])
+    x = jnp.array([[1.0, NAN, 0.0], [NAN, 2.0, 1.0]])
     for name, fun in PER_ROW.items():
-        assert np.all(np.isnan(jax.jacrev(fun)(x))), name
+        jacobian = jax.jacrev(fun)(x)
+        for row in (0, 1):
+            assert np.all(np.isnan(jacobian[row][..., row, :])), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -194,13 +207,18 @@ def test_integers_become_the_default_float(dtype):
         assert jaxsoft.softmax(np.array([1, 0, 1], dtype)).dtype == jnp.float32
 
 
+@functools.cache
+def at_temperature(temperature):
+    return lambda x: jaxsoft.softmax(x, temperature=temperature)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 1e-30, 1e30, 3e38])
 @pytest.mark.parametrize("size", [3e9, 1e30, 3.4028235e38])
 def test_logits_of_any_size_and_any_temperature(size, temperature, jit):
     x = jnp.array([[size, -size, 0.0], [size, size, size], [-size, -size, -size]], jnp.float32)
-    fun = lambda x: jaxsoft.softmax(x, temperature=temperature)
-    p = (jax.jit(fun) if jit else fun)(x)
+    fun = at_temperature(temperature)
+    p = (jitted(fun) if jit else fun)(x)
     assert np.all(np.isfinite(p))
     np.testing.assert_allclose(np.sum(p, -1), 1, rtol=2e-7)
     exact = np.exp((np.asarray(x, float) - float(x.max())) / temperature)[0]
@@ -216,10 +234,10 @@ def test_logits_of_any_size_and_any_temperature(size, temperature, jit):
 def test_a_label_out_of_range_is_nan_in_its_row(label, jit):
     x = jnp.array([[1.0, 2.0, 0.5], [0.1, 0.2, 0.3]])
     labels = jnp.array([label, 1])
-    fun = jax.jit(jaxsoft.cross_entropy) if jit else jaxsoft.cross_entropy
+    fun = jitted(jaxsoft.cross_entropy) if jit else jaxsoft.cross_entropy
     assert np.isnan(fun(x, labels)[0])
     np.testing.assert_array_equal(fun(x, labels)[1], fun(x[1], 1))
-    for jacobian in jacobians(lambda x: fun(x, labels), x):
+    for jacobian in jacobians(fun, x, labels):
         assert np.all(np.isnan(jacobian[0, 0]))
         assert np.all(np.isfinite(jacobian[1, 1]))
 

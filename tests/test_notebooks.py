@@ -1,6 +1,7 @@
 """The notebooks run headless, were committed executed, and say what their outputs show."""
 
 import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -44,6 +45,9 @@ def text(cell, name):
 def kernel_environment(tmp_path, monkeypatch):
     # The kernel inherits these. JAX on the CPU: as committed, and no worker waits for a device.
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # Less time for compiling: what is compared of the outputs are their kinds, not their numbers.
+    flags = (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flags).strip())
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # older versions of jupyter_core warn without
     # On a fresh machine matplotlib would warn in the notebook that it builds its font cache.
