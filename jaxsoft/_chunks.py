@@ -160,11 +160,14 @@ def _chunk_gradients(
         products = _products(tokens.x, w) if kept is None else kept
         _, pullback = jax.vjp(sums_of, products, tokens.temperature, classes.layer.options)
         products_bar, temperature_bar, options_bar = pullback(sums_bar)
-        products_bar = products_bar.astype(w.dtype)  # p - y is formed in the compute dtype
+        # p - y is formed in the compute dtype. It stays there for types with fewer exponents than
+        # float32, where it would vanish for a confident example before a loss scale meets it.
+        factor = w.dtype if float(jnp.finfo(w.dtype).tiny) < 2.0**-100 else out.dtype
+        products_bar = products_bar.astype(factor)
         part = Gradients(
-            _products(products_bar, w.T) if live.x else None,
+            _products(products_bar, w.T.astype(factor)) if live.x else None,
             temperature_bar,
-            _products(tokens.x.T, products_bar) if live.w else None,
+            _products(tokens.x.T.astype(factor), products_bar) if live.w else None,
             options_bar,
         )
         return _added(so_far, part, classes.start), None
@@ -244,7 +247,7 @@ def _over_classes(
     sizes: Sizes,
 ) -> tuple[Any, Any]:
     """Scans over the chunks of classes and what has an entry for each of them."""
-    n = layer.w.shape[1]
+    n, dtype = layer.w.shape[1], tokens.labels.dtype
     count, size = _class_chunks(layer, sizes)
 
     def places(low: Array | int, start: Array | int) -> Array:
@@ -262,8 +265,8 @@ def _over_classes(
             lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, -1) if leaf.ndim else leaf,
             layer,
         )
-        fresh = None if n % size == 0 else start + jnp.arange(size) >= low
+        fresh = None if n % size == 0 else start + jnp.arange(size, dtype=dtype) >= low
         return step(carry, Classes(columns, start, fresh, places(low, start)), of_chunk)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    return lax.scan(body, carry, (jnp.arange(count), of_chunks))
+    return lax.scan(body, carry, (jnp.arange(count, dtype=dtype), of_chunks))

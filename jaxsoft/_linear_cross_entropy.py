@@ -68,8 +68,8 @@ def linear_cross_entropy(
         reduction: "mean", which is 0 when the weights add up to 0; "sum"; or "none" for a loss for
             each example, times its weight.
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
-            more, so that a chunk of logits has about the size of w; four times as many with
-            `vocab_chunk`.
+            more, so that a chunk of logits has about the size of w; four times as many where they
+            are made twice, with `vocab_chunk` and for "none".
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes.
@@ -140,16 +140,20 @@ def linear_cross_entropy(
         sizes=_sizes(
             d,
             n,
+            reduction,
             _checks.positive_or_none(name, "token_chunk", token_chunk),
             _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
         ),
     )
 
 
-def _sizes(d: int, n: int, token_chunk: int | None, vocab_chunk: int | None) -> Sizes:
-    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if vocab_chunk is None else 4)
+def _sizes(
+    d: int, n: int, reduction: Reduction, token_chunk: int | None, vocab_chunk: int | None
+) -> Sizes:
+    keep = vocab_chunk is None and reduction != "none"
+    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 4)
     classes = vocab_chunk or math.ceil(n / max(1, round(n / _CLASSES)))
-    return Sizes(tokens, classes, keep=vocab_chunk is None)
+    return Sizes(tokens, classes, keep)
 
 
 @functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "sizes"))
@@ -176,7 +180,7 @@ def _linear_cross_entropy(
     def widened(option: ArrayLike | None) -> Array | None:
         return None if option is None else jnp.asarray(option, dtype)
 
-    x, labels = x.reshape(-1, x.shape[-1]).astype(common), labels.reshape(-1)
+    x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
     ignored = None if ignore_index is None else labels == ignore_index
     factors = jnp.ones(labels.shape, dtype)
     if weights is not None:
