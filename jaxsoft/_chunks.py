@@ -330,11 +330,14 @@ def _chunk_gradients(
         products = _products(tokens.x, w) if kept is None else kept
         _, pullback = jax.vjp(sums_of, products, tokens.temperature, classes.layer.options)
         products_bar, temperature_bar, options_bar = pullback(sums_bar)
-        products_bar = products_bar.astype(w.dtype)  # p - y is formed in the compute dtype
+        # p - y is formed in the compute dtype. It stays there for types with fewer exponents than
+        # float32, where it would vanish for a confident example before a loss scale meets it.
+        factor = w.dtype if float(jnp.finfo(w.dtype).tiny) < 2.0**-100 else out.dtype
+        products_bar = products_bar.astype(factor)
         part = Gradients(
-            _products(products_bar, w.T) if live.x else None,
+            _products(products_bar, w.T.astype(factor)) if live.x else None,
             temperature_bar,
-            _products(tokens.x.T, products_bar) if live.w else None,
+            _products(tokens.x.T.astype(factor), products_bar) if live.w else None,
             options_bar,
         )
         return _added(so_far, part, classes.start), None
