@@ -418,7 +418,7 @@ def _over_classes(
     sizes: Sizes,
 ) -> tuple[Any, Any]:
     """Scans over the chunks of classes and what has an entry for each of them."""
-    n = layer.w.shape[1]
+    n, dtype = layer.w.shape[1], tokens.labels.dtype
     count, size = _class_chunks(layer, sizes)
 
     def places(low: Array | int, start: Array | int) -> Array:
@@ -436,8 +436,8 @@ def _over_classes(
             lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, -1) if leaf.ndim else leaf,
             layer,
         )
-        fresh = None if n % size == 0 else start + jnp.arange(size) >= low
+        fresh = None if n % size == 0 else start + jnp.arange(size, dtype=dtype) >= low
         return step(carry, _Classes(columns, start, fresh, places(low, start)), of_chunk)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    return lax.scan(body, carry, (jnp.arange(count), of_chunks))
+    return lax.scan(body, carry, (jnp.arange(count, dtype=dtype), of_chunks))

@@ -10,7 +10,7 @@ import pytest
 
 import jaxsoft
 from jaxsoft.testing import error_in_eps
-from tests.exact import Exact
+from tests.exact import DTYPES, Exact
 
 IGNORED = -100
 # Arguments besides x and w; "ignored" stands for labels that are.
@@ -101,15 +101,16 @@ def filled(arguments):
     return neutral | {name: np.asarray(v, np.float64) for name, v in arguments.items()}
 
 
-def magnitudes(wide, labels, cotangent, reduction):
+def magnitudes(wide, labels, cotangent, reduction, logits=True):
     """What the rounding errors of the result and of each gradient are multiples of.
 
     A logit of size up to S, the sum of |x||w|, is rounded by so many eps of S, and an exponential
     of it by 1 + S relative to itself; the terms of the gradient by the logits, p and y, add up
-    without a sign.
+    without a sign. Without `logits`, what comes of a rounding of these terms alone.
     """
     a = SimpleNamespace(**wide)
     s = (np.abs(a.x) @ np.abs(a.w) + np.abs(a.bias)).max(1) / a.temperature[:, 0]
+    s = s if logits else 0 * s
     u = a.x @ a.w + a.bias
     z = (u if np.isinf(a.softcap) else a.softcap * np.tanh(u / a.softcap)) / a.temperature
     log_total = np.log(np.exp(z).sum(1))
@@ -249,7 +250,7 @@ def test_any_leading_shape():
     of_token = [*arguments.keys() - {"w"}]
 
     def run(shape, token=slice(None)):
-        reshaped = lambda leaf: leaf[token].reshape(*shape, *leaf.shape[1:])
+        reshaped = lambda leaf: leaf[token].reshape((*shape, *leaf.shape[1:]))
         given = arguments | {name: reshaped(arguments[name]) for name in of_token}
         gradients, out = fused("none", 4, 4)(given, reshaped(labels), reshaped(cotangent))
         assert {k: v.shape for k, v in gradients.items()} == {k: v.shape for k, v in given.items()}
@@ -332,3 +333,67 @@ def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
     assert worst["gradient"] <= 8
     if reduction == "sum":
         assert error_in_eps(losses, total) <= 6
+
+
+# ------------------------------------------------------------------------------ 16 bits
+
+HALVES = ("bfloat16", "float16")
+
+
+@pytest.mark.parametrize(("reduction", "vocab_chunk"), [("mean", 100), ("none", None)])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_16_bits_are_computed_in_float32(dtype, reduction, vocab_chunk):
+    names = ("bias", "temperature", "z_loss")
+    arguments, labels, cotangent = problem((40, 24, 130), names, DTYPES[dtype])
+    wide = filled(arguments)
+    cotangent = cotangent.astype(np.float32)
+    if reduction != "none":
+        cotangent = np.full_like(cotangent, cotangent[0])
+    given = cotangent if reduction == "none" else cotangent[0]
+    gradients, out = fused(reduction, 15, vocab_chunk)(arguments, labels, given)
+    cotangent = cotangent.astype(np.float64)
+    exact, exact_out = plain(wide, labels, cotangent, reduction == "mean")
+    scale, scales = magnitudes(wide, labels, cotangent, reduction)
+    assert out.dtype == np.float32
+    exact_out = exact_out if reduction == "none" else exact_out.sum()
+    assert np.max(error_in_eps(out, exact_out, scale=scale)) <= LIMIT
+    # The gradients are rounded at the end, and p - y of bfloat16 before the products with x and w.
+    eps = {name: float(jnp.finfo(name).eps) for name in ("float32", dtype)}
+    _, products = magnitudes(wide, labels, cotangent, reduction, logits=False)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == dtype
+        size = np.maximum(np.abs(exact[name]), float(jnp.finfo(dtype).tiny))
+        limit = eps["float32"] * LIMIT * scales[name] + eps[dtype] * 0.51 * size
+        if dtype == "bfloat16" and name in ("x", "w"):
+            limit += eps[dtype] * 0.51 * products[name]
+        assert np.all(np.abs(np.asarray(gradient, np.float64) - exact[name]) <= limit), name
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gradients_add_up_in_float32(dtype):
+    # A sum of this many equal numbers would stop growing at 1 / eps of them in the dtype itself.
+    tokens, n = 3000, 4
+    x, w = jnp.ones((tokens, 2), dtype), jnp.zeros((2, n), dtype)
+    arguments = {"x": x, "w": w, "bias": jnp.zeros(n, dtype)}
+    gradients, loss = fused("sum", 1, 3)(arguments, jnp.zeros(tokens, int), np.float32(1))
+    expected = tokens * (np.full(n, 0.25) - np.eye(n)[0])
+    assert np.max(error_in_eps(gradients["w"], np.stack([expected, expected]))) <= 0.5
+    assert np.max(error_in_eps(gradients["bias"], expected)) <= 0.5
+    assert error_in_eps(loss, tokens * np.log(n)) <= 8
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_scale_saves_the_gradients_of_float16(reduction):
+    tokens = 4
+    w = np.array([[2.0, -20, -19, -17, -18, -16]] * tokens, np.float16)
+    arguments = {"x": np.eye(tokens, dtype=np.float16), "w": w}
+    labels, scale = np.zeros(tokens, int), 2.0**15
+    share = np.float32(scale if reduction == "mean" else scale / tokens)
+    cotangent = share if reduction == "mean" else np.full(tokens, share)
+    gradients, _ = fused(reduction)(arguments, labels, cotangent)
+    # All of them are below the smallest number of float16 without the scale.
+    p = np.array(Exact(w[0]).p, float)
+    expected = np.array([-p[1:].sum(), *p[1:]]) * scale / tokens
+    assert np.max(np.abs(expected)) / scale < float(jnp.finfo("float16").smallest_subnormal)
+    spacing = np.spacing(expected.astype(np.float16)).astype(float)
+    assert np.all(np.abs(np.asarray(gradients["w"], float) - expected) <= 0.51 * np.abs(spacing))
