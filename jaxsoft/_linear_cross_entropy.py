@@ -175,7 +175,7 @@ def _linear_cross_entropy(
     def widened(option: ArrayLike | None) -> Array | None:
         return None if option is None else jnp.asarray(option, dtype)
 
-    x, labels = x.reshape(-1, x.shape[-1]).astype(common), labels.reshape(-1)
+    x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
     ignored = None if ignore_index is None else labels == ignore_index
     factors = jnp.ones(labels.shape, dtype)
     if weights is not None:
