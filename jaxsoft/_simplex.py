@@ -139,7 +139,7 @@ def second(
 
 def _off_diagonal(s: Array, a: Array, s_other: Array, a_other: Array) -> Array:
     """-s_i a_j = -s_j a_i, by a formula that does not tell i from j: the matrix is symmetric."""
-    return -jnp.maximum(s, s_other) * jnp.minimum(a, a_other)
+    return 0 - jnp.maximum(s, s_other) * jnp.minimum(a, a_other)  # 0, not -0, for a weight of 0
 
 
 @jax.jit

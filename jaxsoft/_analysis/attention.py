@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _logits
-from jaxsoft._jacobian import softmax_jacobian
+from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
 def attention_jacobian(

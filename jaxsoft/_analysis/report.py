@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxsoft import _axes, _checks, _logits
 from jaxsoft._information import entropy
-from jaxsoft._jacobian import softmax_and_jacobian
+from jaxsoft._softmax_jacobian import softmax_and_jacobian
 
 
 class JacobianReport(NamedTuple):
