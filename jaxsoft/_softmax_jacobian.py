@@ -1,17 +1,17 @@
 """softmax_jacobian and softmax_and_jacobian: the structured Jacobian from logits."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks
+from jaxsoft import _axes, _checks
 from jaxsoft._jacobian import SimplexJacobian
 from jaxsoft._logits import compute_dtype
-from jaxsoft._softmax import softmax
+from jaxsoft._simplex import quotient
+from jaxsoft._softmax import of_rows
 
 
 def softmax_jacobian(
@@ -111,31 +111,18 @@ def _at_logits(
     axes: tuple[int, ...],
 ) -> tuple[Array, Array, Array]:
     """Probabilities as of `softmax`, and the weights and the sink of the Jacobian."""
-    shape, dtype = x.shape, x.dtype
-    kept = [a for a in range(x.ndim) if a not in axes]
-
-    def classes_last(a: Array) -> Array:
-        merged = math.prod(a.shape[i] for i in axes)
-        return a.transpose(*kept, *axes).reshape(*(a.shape[i] for i in kept), merged)
-
-    z = classes_last(x.astype(compute_dtype(dtype)))
-    mask = None if where is None else classes_last(where)
-    scale = None if temperature is None else classes_last(temperature.astype(z.dtype))
-    if sink is not None:
-        # The sink is one more class, for which the temperature, which does not divide it, cancels.
-        last = classes_last(sink.astype(z.dtype))
-        z = jnp.concatenate([z, last if scale is None else last * scale], -1)
-        mask = (
-            None
-            if mask is None
-            else jnp.pad(mask, [(0, 0)] * len(kept) + [(0, 1)], constant_values=True)
-        )
-    p = softmax(z, -1, mask, temperature=1.0 if scale is None else scale)
-    weights = p if scale is None else p / scale
-    mass = jnp.zeros(p.shape[:-1], p.dtype)
-    if sink is not None:
-        p, weights, mass = p[..., :-1], weights[..., :-1], weights[..., -1]
-    order = [*kept, *axes]
-    back = [order.index(a) for a in range(x.ndim)]
-    p = p.astype(dtype).reshape([shape[a] for a in order]).transpose(back)
-    return p, weights, mass
+    shape, dtype = x.shape, compute_dtype(x.dtype)
+    axis = _axes.merged_axis(x.ndim, axes)
+    row = _axes.classes_last(x, axes)
+    options = [_axes.classes_last(option, axes) for option in (where, temperature, sink)]
+    mass = jnp.zeros(row.shape[:-1], dtype)
+    if not x.size:
+        return x, row.astype(dtype), mass
+    p, p_sink = of_rows(row, row.ndim - 1, *options, dtype=dtype)
+    mass = mass if p_sink is None else p_sink
+    weights, scale = p, options[1]
+    if scale is not None:
+        scale = scale.astype(dtype)
+        weights, mass = quotient(weights, scale), quotient(mass, scale.squeeze(-1))
+    p = _axes.unmerge_axes(jnp.moveaxis(p, -1, axis), axes, shape)
+    return p.astype(x.dtype), weights, mass

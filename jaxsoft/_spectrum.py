@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxsoft._simplex import first_largest
+
 # With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
 #
 #     R(λ) = Σ_{i≥2} w_i / (λ - s_i) + w_0 / λ = 1,    w_i = s_i (s1 - s_i) / t,  w_0 = s0 s1 / t,
@@ -30,17 +32,8 @@ def _iterations(dtype: jnp.dtype) -> int:
 def _places(s: Float[Array, "*b n"]) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
     """Where the largest weight is, and the second: one place each (none for a second of one)."""
     s = lax.stop_gradient(s)
-    first = _first_largest(s)
-    return first, ~first & _first_largest(jnp.where(first, -1, s))
-
-
-def _first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
-    # By two plain reductions: argmax takes ten times as long on the CPU.
-    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
-    largest = s == jnp.max(s, -1, keepdims=True, initial=-1)
-    return place == jnp.min(
-        jnp.where(largest, place, s.shape[-1]), -1, keepdims=True, initial=s.shape[-1]
-    )
+    first = first_largest(s)
+    return first, ~first & first_largest(jnp.where(first, -1, s))
 
 
 def _root(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 
 import jax
@@ -271,6 +272,27 @@ def test_edge_cases_of_logits():
     assert jaxsoft.softmax_jacobian(np.zeros(3, int)).weights.dtype == jnp.float64
 
 
+@pytest.mark.parametrize(
+    ("x", "temperature", "sink", "logits"),
+    [
+        ([3e38, 0.0], 3e38, 2.0, [1.0, 0.0, 2.0]),
+        ([0.0, 1.0], 1e30, 1e10, [0.0, 0.0, 1e10]),
+    ],
+)
+def test_a_sink_that_its_temperature_would_take_out_of_range(x, temperature, sink, logits):
+    x, temperature, sink = (jnp.asarray(a, jnp.float32) for a in (x, temperature, sink))
+    fun = lambda *args: jaxsoft.softmax_and_jacobian(args[0], temperature=args[1], sink=args[2])
+    p, jacobian = fun(x, temperature, sink)
+    expected = np.exp(np.array(logits) - np.max(logits))
+    expected /= expected.sum()
+    np.testing.assert_allclose(p, expected[:2], rtol=1e-6)
+    # Weights p / T below float32's smallest normal number are lost.
+    weights = np.array([*jacobian.weights, jacobian.sink], float)
+    np.testing.assert_allclose(weights, expected / float(temperature), rtol=1e-6, atol=1.2e-38)
+    slopes = jax.grad(lambda *args: fun(*args)[0][0], (0, 1, 2))(x, temperature, sink)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
 # ---------------------------------------------------------------------------- saturated rows
 
 
@@ -372,8 +394,6 @@ class ExactMatrix:
         values, vector = self.spectrum()
         trace = mp.fsum(matrix[i, i] for i in range(n))
         frobenius = mp.sqrt(mp.fsum(x**2 for x in matrix))
-        damping = mp.mpf(float(np.float32(1e-3)))
-        damped = matrix + damping * mp.eye(n)
         one, two = sorted(s, reverse=True)[:2]
         keep = [a if k else mp.mpf(0) for a, k in zip(s, MASK, strict=True)]
         dropped = mp.fsum(s) - mp.fsum(keep)
@@ -405,9 +425,9 @@ class ExactMatrix:
             "eigh_max": vector,
             "eigvalsh": values,
             "effective_rank": (trace / frobenius) ** 2,
-            "solve": list(mp.lu_solve(damped, column)),
+            "solve": list(mp.lu_solve(damped(s, s0, np.float32(1e-3)), column)),
             "solve, pseudo": self.pseudo_inverse(v),
-            "slogdet": mp.log(mp.det(damped)),
+            "slogdet": mp.log(mp.det(damped(s, s0, np.float32(1e-3)))),
             "slogdet, pseudo": mp.fsum(mp.log(x) for x in values if x > mp.mpf(10) ** -60),
             "sqrt_mv": list(self.root() * column),
             "sqrt_T_mv": list(self.root().T * column),
@@ -466,6 +486,44 @@ def test_saturated_rows_in_float32(options, ahead):
         actual = np.asarray(method(jacobian, v), float)
         # Products of two probabilities below float32's smallest normal number are lost.
         np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-38, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["slopes", "values"])
+def test_the_determinant_at_any_damping_in_float32(name):
+    tops = np.array([[0.4, 0.25, 0.2, 0.1, 0.05], [1.0, 1e-12, 2e-12, 5e-13, 3e-12]], np.float32)
+    dampings = np.array([1e-20, 1e-13, 1e-3, 1.0, 1e8, 1e25], np.float32)
+    sinks = np.array([0.0, 0.3, 1e-12], np.float32)
+    s, damping, s0 = (
+        np.stack([case[i] for case in itertools.product(tops, dampings, sinks)]) for i in range(3)
+    )
+    values = lambda s, s0, damping: SimplexJacobian(s, s0).slogdet(damping)[1]
+    if name == "values":
+        np.testing.assert_allclose(
+            jax.jit(values)(s, s0, damping),
+            [float(mp.log(mp.det(damped(*row)))) for row in zip(s, s0, damping, strict=True)],
+            rtol=3e-6,
+        )
+        return
+    total = lambda *args: jnp.sum(values(*args))
+    slopes = jax.jit(jax.grad(total, (0, 1, 2)))(s, s0, damping)
+    for i, row in enumerate(zip(s, s0, damping, strict=True)):
+        inverse = damped(*row) ** -1
+        shares = mp.matrix([float(x) for x in row[0]]) / (
+            mp.fsum(map(float, row[0])) + float(row[1])
+        )
+        forms = [
+            ((e - shares).T * inverse * (e - shares))[0]
+            for e in (*(mp.eye(5)[:, j] for j in range(5)), mp.zeros(5, 1))
+        ]
+        expected = np.array([*forms, mp.fsum(inverse[j, j] for j in range(5))]).astype(float)
+        actual = np.array([*slopes[0][i], slopes[1][i], slopes[2][i]], float)
+        np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-38, err_msg=str(row))
+
+
+def damped(s, s0, damping):
+    """C + λ I; floats are taken as they are."""
+    matrix = ExactMatrix([mp.mpmathify(x) for x in s], mp.mpmathify(s0)).matrix
+    return matrix + mp.mpf(float(damping)) * mp.eye(len(s))
 
 
 # ---------------------------------------------------------------------------- transformations
@@ -668,8 +726,19 @@ def test_gradients_of_a_saturated_row_in_float32(name, sink):
     np.testing.assert_allclose(single, double, rtol=0, atol=2e-5 * np.max(np.abs(double)))
 
 
+# The slopes of a solution by weights, b / s², lie beyond float32 themselves; its change does not.
 @pytest.mark.parametrize("scale", [1e25, 1e-25])
-@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])  # 1 / s²
+def test_changes_of_a_solution_by_weights_of_any_size(scale):
+    def change(dtype):
+        s = jnp.asarray(scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]), dtype)
+        fun = lambda s: SimplexJacobian(s, 0.1 * s[0]).solve(W.astype(dtype), 0.1 * s[1])
+        return jax.jvp(fun, (s,), (s * W[::-1].astype(dtype),))[1]
+
+    np.testing.assert_allclose(change(jnp.float32), change(jnp.float64), rtol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])
 def test_gradients_by_weights_of_any_size(name, scale):
     fun = lambda s, v: OF_A_ROW[name](jaxsoft.SimplexJacobian(s, jnp.zeros((), s.dtype)), v)
     single, double = gradients(fun, scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]))

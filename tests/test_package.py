@@ -32,7 +32,7 @@ LAYERS = (
     ("_rows",),
     ("_softmax",),
     ("_products", "_logarithms"),
-    ("_simplex", "_factors", "_spectrum", "_eigenvalues"),
+    ("_simplex", "_inverse", "_factors", "_spectrum", "_eigenvalues"),
     ("_matrix",),
     ("_jacobian",),
     ("_softmax_jacobian",),
