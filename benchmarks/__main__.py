@@ -10,10 +10,12 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import TypeVar
 
 import jax
 
 import jaxsoft
+from benchmarks import jacobian
 from jaxsoft._demo.timing import QUANTITIES, Shape, Timing, arguments, timing
 
 SHAPES: tuple[Shape, ...] = (
@@ -26,6 +28,8 @@ SHAPES: tuple[Shape, ...] = (
 QUICK_SHAPES: tuple[Shape, ...] = ((20_000, 10), (256, 1000), (16, 50_304))
 EAGER_SHAPE: Shape = (8, 10)
 DTYPES = ("float32", "bfloat16")
+
+T = TypeVar("T")
 
 _WIDTH = 160  # in a narrower console rich would cut the ratios
 _LEAST_ROUNDS = 6
@@ -126,7 +130,8 @@ def header() -> str:
 _CAPTION = (
     "Time of jaxsoft divided by that of its peer, jax.nn.softmax (forward) or "
     "optax.softmax_cross_entropy_with_integer_labels (loss): the median over rounds that time "
-    "both in turn, and its quartiles. Below 1 jaxsoft is faster."
+    "both in turn, and its quartiles. Below 1 jaxsoft is faster. Last, how many times as fast the "
+    "largest eigenvalue of the Jacobian is as the dense way."
 )
 
 # ------------------------------------------------------------------------------------- command
@@ -136,14 +141,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(argv)
     seconds = options.seconds or (0.2 if options.quick else 2.0)
-    chosen = cells(quick=options.quick)
+    chosen: list[Cell | jacobian.Case] = [
+        *cells(quick=options.quick),
+        *jacobian.cases(quick=options.quick),
+    ]
     rich = importlib.util.find_spec("rich") is not None
     show = markdown if options.markdown else _as_rich if rich else plain
-    steps: Iterable[Cell] = _tracked(chosen) if rich else chosen
+    steps: Iterable[Cell | jacobian.Case] = _tracked(chosen) if rich else chosen
     print(header())
     print(_CAPTION, flush=True)
-    timings = {cell: measure(cell, seconds, options.seed) for cell in steps}
-    for grid in grids(timings):
+    timings: dict[Cell, Timing] = {}
+    of_jacobian = []
+    for step in steps:
+        if isinstance(step, Cell):
+            timings[step] = measure(step, seconds, options.seed)
+        else:
+            of_jacobian.append(jacobian.measure(step, options.seed))
+    for grid in (*grids(timings), Grid("Jacobian", jacobian.COLUMNS, tuple(of_jacobian))):
         print()
         print(show(grid))
     return 0
@@ -169,7 +183,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def _tracked(steps: Sequence[Cell]) -> Iterator[Cell]:
+def _tracked(steps: Sequence[T]) -> Iterator[T]:
     """Yields the steps; meanwhile a terminal shows a progress bar."""
     # Inside the function, for rich is optional.
     from rich.console import Console  # noqa: PLC0415

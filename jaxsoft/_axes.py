@@ -39,6 +39,17 @@ def unmerge_axes(x: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Arr
     return x.reshape([shape[a] for a in order]).transpose(inverse)
 
 
+@overload
+def classes_last(x: Array, axes: tuple[int, ...]) -> Array: ...
+@overload
+def classes_last(x: None, axes: tuple[int, ...]) -> None: ...
+def classes_last(x: Array | None, axes: tuple[int, ...]) -> Array | None:
+    """Returns `x` with the axes as one, the last; None as it is."""
+    if x is None:
+        return None
+    return jnp.moveaxis(merge_axes(x, axes), merged_axis(x.ndim, axes), -1)
+
+
 def take(z: Float[Array, "..."], index: Int[Array, "..."], axis: int) -> Float[Array, "..."]:
     """One entry of each row."""
     index = jnp.expand_dims(index, axis)

@@ -1,10 +1,12 @@
 """Factors of C(s, s0): square root, rank factor and Cholesky factor, applied in O(n)."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
+from jaxsoft import _checks
 from jaxsoft._simplex import centred, complement, dominant, fractions, quotient
 
 
@@ -31,34 +33,64 @@ def root_product(
     return jnp.where(top, of_top, of_others) / (1 + extra)
 
 
+# Bᵀ v = √s (v - ⟨a, v⟩ / (1 + √a0)). With u = v - ⟨a, v⟩, and u0 that of the sink, this is
+# √s (u - u0 √a0 / (1 + √a0)), which a common offset of v and v0 leaves as it is.
 @jax.jit
 def root_transposed_product(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b n"],
+    v0: Float[Array, "*b"] | float = 0.0,
 ) -> Float[Array, "*b n"]:
-    """Bᵀ v = √s (v - ⟨a, v⟩ + √a0 v) / (1 + √a0)."""
+    """Bᵀ v - √a √s0 v0: the transposed factor of all classes, that of the sink included."""
     _, a, a0 = fractions(s, s0)
-    extra = root(a0)[..., None]
-    u, _ = centred(a, a0, v)
-    return root(s) * (u + extra * v) / (1 + extra)
+    extra = root(a0)
+    u, u0 = centred(a, a0, v, v0)
+    return root(s) * (u - (u0 * extra / (1 + extra))[..., None])
 
 
-# F = diag(√s) H without its column k, for the Householder reflection H that sends q = √a to -e_k:
-# then F Fᵀ = diag(√s) (I - q qᵀ) diag(√s) = C. With k the largest weight, H_ij is -q_j in row k and
-# δ_ij - q_i q_j / (1 + q_k) in the others: where a weight is near 1 nothing cancels.
+# A Householder reflection H = I - u uᵀ / (1 + √a_n) with u = √a + e_n takes √a to -e_n. Without a
+# sink C = diag(√s) (I - √a √aᵀ) diag(√s), so F is diag(√s) H without its last column: above, the
+# square root B for which the last class is the sink, and -√s_n √a below.
+class RankFactor(NamedTuple):
+    """F of shape [..., n, n - 1] with F Fᵀ = diag(s) - s sᵀ / Σs, from n ≥ 2 numbers.
+
+    Attributes:
+        weights: s, shape [..., n].
+    """
+
+    weights: Float[Array, "*batch n"]
+
+    def mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """F v, shape [..., n], of v broadcastable to [..., n - 1]."""
+        *batch, n = self.weights.shape
+        v = self._vector("mv", v, (*batch, n - 1), "a number for each column")
+        return _factor_product(self.weights, v)
+
+    def T_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch m"]:
+        """Fᵀ v, shape [..., n - 1], of v broadcastable to [..., n]."""
+        v = self._vector("T_mv", v, self.weights.shape, "the shape of the weights")
+        head, last = self.weights[..., :-1], self.weights[..., -1]
+        return root_transposed_product(head, last, v[..., :-1], v[..., -1])
+
+    def as_matrix(self) -> Float[Array, "*batch n m"]:
+        """F itself, shape [..., n, n - 1]."""
+        *batch, n = self.weights.shape
+        columns = jnp.eye(n - 1, dtype=self.weights.dtype)
+        return jax.vmap(lambda e: self.mv(jnp.broadcast_to(e, (*batch, n - 1))), 0, -1)(columns)
+
+    def _vector(self, method: str, v: Any, shape: tuple[int, ...], wanted: str) -> Array:
+        function = f"RankFactor.{method}"
+        v = _checks.floating(function, "v", v)
+        return _checks.broadcast(function, "v", v, shape, wanted).astype(self.weights.dtype)
+
+
 @jax.jit
-def rank_factor(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n m"]:
-    """F of n - 1 columns; NaN with a sink, for C then has the rank n."""
-    _, a, _ = fractions(s, s0)
-    q = root(a)
-    shape = (*s.shape, s.shape[-1] - 1)
-    top = jnp.argmax(a, -1, keepdims=True)
-    column = lax.broadcasted_iota(top.dtype, (*s.shape[:-1], shape[-1]), s.ndim - 1)
-    column += (column >= top).astype(top.dtype)  # the classes other than k
-    i, j = lax.broadcasted_iota(top.dtype, shape, s.ndim - 1), column[..., None, :]
-    of_top, of_column = jnp.take_along_axis(q, top, -1), jnp.take_along_axis(q, column, -1)
-    others = (i == j).astype(s.dtype) - q[..., None] * (of_column / (1 + of_top))[..., None, :]
-    reflection = jnp.where(i == top[..., None], -of_column[..., None, :], others)
-    return jnp.where((s0 == 0)[..., None, None], root(s)[..., None] * reflection, jnp.nan)
+def _factor_product(s: Float[Array, "*b n"], v: Float[Array, "*b m"]) -> Float[Array, "*b n"]:
+    head, last = s[..., :-1], s[..., -1]
+    _, a, _ = fractions(head, last)
+    below = -root(last) * jnp.sum(root(a) * v, -1)
+    return jnp.concatenate([root_product(head, last, v), below[..., None]], -1)
 
 
 # C = L D Lᵀ with unit lower triangular L, L_ij = -s_i / q_j, and D_j = s_j q_j / q_{j-1}, where

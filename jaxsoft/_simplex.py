@@ -49,6 +49,16 @@ def dominant(a: Float[Array, "..."]) -> Bool[Array, "..."]:
     return a > 0.5
 
 
+def first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
+    """Where the largest weight is, of equals the first."""
+    # By two plain reductions: argmax takes ten times as long on the CPU.
+    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+    largest = s == jnp.max(s, -1, keepdims=True, initial=-1)
+    return place == jnp.min(
+        jnp.where(largest, place, s.shape[-1]), -1, keepdims=True, initial=s.shape[-1]
+    )
+
+
 def others(a: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
     """Σ_{j≠i} a_j, by subtraction from the sum where at least half of it is left."""
     total = jnp.sum(a, -1, keepdims=True)
@@ -69,7 +79,7 @@ def complement(a: Float[Array, "*b n"], a0: Float[Array, "*b"]) -> Float[Array, 
 # weights w that sum to 1, C = Pᵀ C P. As w serves the class that holds more than half of the total,
 # if there is one, so that its entry, the sum of the others, is not a difference; else a, which
 # takes a common offset out of v before it can round.
-def _anchor(
+def anchor(
     a: Float[Array, "*b n"], a0: Float[Array, "*b"]
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """w, and its entry for the sink."""
@@ -87,7 +97,7 @@ def centred(
     v0: Float[Array, "*b"] | float = 0.0,
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """v - ⟨a, v⟩, the mean being over the classes and the sink, and its entry for the sink."""
-    w, w0 = _anchor(a, a0)
+    w, w0 = anchor(a, a0)
     shift = jnp.sum(w * v, -1) + w0 * v0
     u, u0 = v - shift[..., None], v0 - shift
     mean = jnp.sum(a * u, -1) + a0 * u0
@@ -107,7 +117,7 @@ def product(
     u, u0 = centred(a, a0, v)
     out = s * u
     excess = jnp.sum(out, -1) + s0 * u0
-    return out - _anchor(a, a0)[0] * excess[..., None]
+    return out - anchor(a, a0)[0] * excess[..., None]
 
 
 @jax.jit
@@ -139,7 +149,7 @@ def second(
 
 def _off_diagonal(s: Array, a: Array, s_other: Array, a_other: Array) -> Array:
     """-s_i a_j = -s_j a_i, by a formula that does not tell i from j: the matrix is symmetric."""
-    return -jnp.maximum(s, s_other) * jnp.minimum(a, a_other)
+    return 0 - jnp.maximum(s, s_other) * jnp.minimum(a, a_other)  # 0, not -0, for a weight of 0
 
 
 @jax.jit
@@ -214,92 +224,6 @@ def effective_rank(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Arr
     unit = lax.stop_gradient(jnp.where(zero, 1, frobenius))
     ratio = (trace(s, s0) / unit) / jnp.where(zero, 1, frobenius / unit)
     return jnp.where(zero, 0, ratio) ** 2
-
-
-# ------------------------------------------------------------------------- inverse and determinant
-# A damping of None is the number 0, with which only the pseudo-inverse is computed; among the rows
-# of an array the two are selected, and a negative damping makes its row NaN.
-
-
-@jax.jit
-def solve(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    b: Float[Array, "*b n"],
-    damping: Float[Array, "*b"] | None,
-) -> Float[Array, "*b n"]:
-    """(C + λ I)⁻¹ b, and C⁺ b where λ = 0."""
-    if damping is None:
-        return _solve_pseudo(s, s0, b)
-    zero, positive = _split(damping)
-    damped = _solve_damped(s, s0, b, positive)
-    return jnp.where(zero[..., None], _solve_pseudo(s, s0, b), damped)
-
-
-# With α = 1 / (s + λ) the formula of Sherman and Morrison has the denominator t - Σ α s², which is
-# λ Σ α s + s0: nothing cancels, and for b ≥ 0 no term is negative.
-def _solve_damped(s: Array, s0: Array, b: Array, damping: Array) -> Array:
-    shifted = s + damping[..., None]
-    scaled = quotient(s, shifted)
-    denominator = damping * jnp.sum(scaled, -1) + s0
-    empty = denominator == 0
-    projected = quotient(jnp.sum(scaled * b, -1), jnp.where(empty, 1, denominator))
-    return quotient(b, shifted) + scaled * projected[..., None]
-
-
-# On its support C is regular with a sink: C⁻¹ b = b / s + Σb / s0. Without one its kernel is the
-# constants: C⁺ = H diag(1/s) H with H = I - 1 1ᵀ / k for k classes.
-def _solve_pseudo(s: Array, s0: Array, b: Array) -> Array:
-    support = s != 0
-    count = jnp.maximum(jnp.sum(support, -1, keepdims=True), 1).astype(s.dtype)
-
-    def project(x: Array) -> Array:
-        return jnp.where(support, x - jnp.sum(x, -1, keepdims=True) / count, 0)
-
-    b, divisor = jnp.where(support, b, 0), jnp.where(support, s, 1)
-    sunk = s0 != 0
-    common = quotient(jnp.sum(b, -1), jnp.where(sunk, s0, 1))
-    regular = jnp.where(support, quotient(b, divisor) + common[..., None], 0)
-    return jnp.where(sunk[..., None], regular, project(quotient(project(b), divisor)))
-
-
-@jax.jit
-def log_determinant(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], damping: Float[Array, "*b"] | None
-) -> Float[Array, "*b"]:
-    """log det(C + λ I), and the logarithm of the pseudo-determinant where λ = 0."""
-    if damping is None:
-        return _log_pseudo_determinant(s, s0)
-    zero, positive = _split(damping)
-    return jnp.where(zero, _log_pseudo_determinant(s, s0), _log_damped(s, s0, positive))
-
-
-# det(diag(s + λ) - s sᵀ / t) = Π (s + λ) · (λ Σ α s + s0) / t, the last by the same denominator.
-def _log_damped(s: Array, s0: Array, damping: Array) -> Array:
-    shifted = s + damping[..., None]
-    total = jnp.sum(s, -1) + s0
-    part = damping * jnp.sum(quotient(s, shifted), -1) + s0
-    empty = total == 0
-    ratio = jnp.log(jnp.where(empty, 1, part)) - jnp.log(jnp.where(empty, 1, total))
-    return jnp.sum(jnp.log(shifted), -1) + ratio
-
-
-# The product of the eigenvalues other than 0: on a support of k classes k Π s / t without a sink,
-# and s0 Π s / t with one.
-def _log_pseudo_determinant(s: Array, s0: Array) -> Array:
-    support = s != 0
-    count = jnp.sum(support, -1).astype(s.dtype)
-    factor = jnp.where(s0 != 0, s0, count)
-    total = jnp.sum(s, -1) + s0
-    empty = count == 0
-    ratio = jnp.log(jnp.where(empty, 1, factor)) - jnp.log(jnp.where(empty, 1, total))
-    return jnp.sum(jnp.log(jnp.where(support, s, 1)), -1) + ratio
-
-
-def _split(damping: Array) -> tuple[Array, Array]:
-    """Where the damping is 0, and it elsewhere: 1 where it is 0, NaN where it is negative."""
-    positive = jnp.where(damping > 0, damping, jnp.nan)
-    return damping == 0, jnp.where(damping == 0, 1, positive)
 
 
 # --------------------------------------------------------------------------------------- classes

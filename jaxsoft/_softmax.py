@@ -77,12 +77,23 @@ def _softmax(
 ) -> Array:
     shape, axis = x.shape, _axes.merged_axis(x.ndim, axes)
     options = [_axes.merge_axes(option, axes) for option in (where, temperature, sink)]
-
-    merged = _axes.merge_axes(x, axes)
-    logits = _logits.keep_inputs(lambda: _logits.prepare(merged, axis, *options))
-    total = _rows.normalizer(logits, axis)
-    p, _ = probabilities(logits.z, logits.sink, logits.top, total, axis, x.dtype)
+    p, _ = of_rows(_axes.merge_axes(x, axes), axis, *options, dtype=x.dtype)
     return _axes.unmerge_axes(p, axes, shape)
+
+
+def of_rows(
+    x: Array,
+    axis: int,
+    where: Array | None,
+    temperature: Array | None,
+    sink: Array | None,
+    *,
+    dtype: DTypeLike,
+) -> tuple[Array, Array | None]:
+    """The probabilities along one axis, and that of the sink, which is without the axis."""
+    logits = _logits.keep_inputs(lambda: _logits.prepare(x, axis, where, temperature, sink))
+    total = _rows.normalizer(logits, axis)
+    return probabilities(logits.z, logits.sink, logits.top, total, axis, dtype)
 
 
 # The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the

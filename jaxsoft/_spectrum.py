@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxsoft._simplex import first_largest
+
 # With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
 #
 #     R(λ) = Σ_{i≥2} w_i / (λ - s_i) + w_0 / λ = 1,    w_i = s_i (s1 - s_i) / t,  w_0 = s0 s1 / t,
@@ -30,17 +32,8 @@ def _iterations(dtype: jnp.dtype) -> int:
 def _places(s: Float[Array, "*b n"]) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
     """Where the largest weight is, and the second: one place each (none for a second of one)."""
     s = lax.stop_gradient(s)
-    first = _first_largest(s)
-    return first, ~first & _first_largest(jnp.where(first, -1, s))
-
-
-def _first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
-    # By two plain reductions: argmax takes ten times as long on the CPU.
-    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
-    largest = s == jnp.max(s, -1, keepdims=True, initial=-1)
-    return place == jnp.min(
-        jnp.where(largest, place, s.shape[-1]), -1, keepdims=True, initial=s.shape[-1]
-    )
+    first = first_largest(s)
+    return first, ~first & first_largest(jnp.where(first, -1, s))
 
 
 def _root(
@@ -49,7 +42,7 @@ def _root(
     """λ, and τ = λ - s2 to its own last bits."""
     top = jnp.max(s, -1)
     below = jnp.where(s < top[..., None], s, 0)
-    repeated = jnp.sum(s == top[..., None], -1).astype(s.dtype) - 1
+    repeated = _count(s == top[..., None], s.dtype) - 1
     pole = jnp.where(repeated > 0, top, jnp.max(below, -1))
     others = _sum(below) + repeated * top + s0
     t = others + top
@@ -57,7 +50,7 @@ def _root(
     unit = top * ((others + pole) / t)
     unit = jnp.where(unit == 0, 1, unit)
     # Weights equal to s2 have their pole in the same place, and so has the sink if s2 is 0.
-    near = jnp.sum(s == pole[..., None], -1).astype(s.dtype) * (pole / unit) * ((top - pole) / t)
+    near = _count(s == pole[..., None], s.dtype) * (pole / unit) * ((top - pole) / t)
     weight0 = (s0 / unit) * (top / t)
     near += jnp.where(pole == 0, weight0, 0)
     weight0 = jnp.where(pole == 0, 0, weight0)
@@ -81,19 +74,19 @@ def _root(
 
 
 # Plain summation of many equal numbers beside a larger one errs by tens of eps: each time the same
-# part is lost. Here the rounding of every addition is summed as well (Knuth's TwoSum).
+# part is lost. Added to a number of twice the sum and taken off it, every number loses its last
+# bits; what is left is a multiple of one unit, and adds up without a rounding. What was lost is so
+# small that the rounding of its own sum does not count (Rump, Ogita & Oishi 2008).
 def _sum(x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-    """Σ x to the last bit."""
+    """Σ x of numbers of 0 or more, to the last bit."""
+    unit = 2 * jnp.sum(x, -1, keepdims=True)
+    leading = (x + unit) - unit
+    return jnp.sum(leading, -1) + jnp.sum(x - leading, -1)
 
-    def add(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
-        total = one[0] + other[0]
-        part = total - one[0]
-        lost = (one[0] - (total - part)) + (other[0] - part)
-        return total, one[1] + other[1] + lost
 
-    zero = jnp.zeros((), x.dtype)
-    total, lost = lax.reduce((x, jnp.zeros_like(x)), (zero,) * 2, add, (x.ndim - 1,))
-    return total + lost
+def _count(where: Bool[Array, "*b n"], dtype: jnp.dtype) -> Float[Array, "*b"]:
+    # Of floats, for XLA's sum of integers takes several times as long on the CPU.
+    return jnp.sum(where.astype(dtype), -1)
 
 
 def _two_poles(

@@ -324,6 +324,21 @@ def test_inputs_keep_the_shape_of_an_example():
     np.testing.assert_array_equal(input_sensitivity(constant, empty), 0)
 
 
+def test_a_model_holds_its_own_temperature_and_mask():
+    f, x, temperature = network(9, 3, 4), normal(8, 5, 3), 0.4
+    keep = jnp.array([True, False, True, True])
+    model = lambda x: jnp.where(keep, f(x) / temperature, -INF)
+    expected = np.stack(
+        [dense_softmax(f(row), keep, temperature)[1] @ np.asarray(jax.jacfwd(f)(row)) for row in x]
+    )
+    close(input_jacobian(model, x), expected, 1e-13)
+    close(input_sensitivity(model, x), np.linalg.norm(expected, 2, axis=(1, 2)), 1e-13)
+    w, v = normal(26, 3, 4), normal(27, 3, 4)
+    product = ggn_vp(lambda w, x: jnp.where(keep, x @ w / temperature, -INF), w, x, v)
+    of_logits = [dense_softmax(row @ w, keep, temperature)[1] @ (row @ v) for row in x]
+    close(product, np.einsum("id,in->dn", x, of_logits) / temperature / 5, 1e-13)
+
+
 def test_inputs_of_a_confident_example():
     # In float32 1 - p is 0 here, and squares of the small probabilities underflow.
     w, b = np.array([[1.0, 2.0], [0.5, -1.0], [-2.0, 1.0]]), np.array([80.0, 0.0, 1.0])
@@ -544,22 +559,24 @@ KEEP = np.array([True, False, True, True, True, False, True])
 
 
 @pytest.mark.parametrize(
-    ("sink", "where", "scale"), [(None, None, None), (0.4, None, 1.7), (0.4, KEEP, None)]
+    ("sink", "where", "scale", "bias"),
+    [(None, None, None, None), (0.4, None, 1.7, None), (0.4, KEEP, None, 0.3 * np.arange(7))],
 )
-def test_attention_jacobian_is_the_dense_one(sink, where, scale):
+def test_attention_jacobian_is_the_dense_one(sink, where, scale, bias):
     q, K, V = normal(28, 3), normal(29, 7, 3), normal(30, 7, 5)
     alpha = 1 / np.sqrt(3) if scale is None else scale
 
     def attend(q):
-        scores = K @ q * alpha
+        scores = K @ q * alpha + (0 if bias is None else bias)
         scores = scores if where is None else jnp.where(where, scores, -INF)
         if sink is not None:
             scores = jnp.append(scores, sink)
         return jax.nn.softmax(scores)[:7] @ V
 
-    out = attention_jacobian(q, K, V, scale=scale, where=where, sink=sink)
+    options = {"scale": scale, "bias": bias, "where": where, "sink": sink}
+    out = attention_jacobian(q, K, V, **options)
     close(out, jax.jit(jax.jacfwd(attend))(q), 1e-13)
-    close(out, jax.jit(attention_jacobian)(q, K, V, scale=scale, where=where, sink=sink), 1e-14)
+    close(out, jax.jit(attention_jacobian)(q, K, V, **options), 1e-14)
 
 
 def test_attention_by_scores_keys_and_values_is_as_documented():
@@ -595,6 +612,8 @@ def test_attention_at_the_edges():
         attention_jacobian(q, K[keep], V[keep]),
         1e-14,
     )
+    masked = jnp.where(keep, 0, -INF)
+    close(attention_jacobian(q, K, V, bias=masked), attention_jacobian(q, K, V, where=keep), 1e-14)
     np.testing.assert_array_equal(attention_jacobian(q, K, V, where=False), np.zeros((2, 3)))
     np.testing.assert_array_equal(attention_jacobian(q, K[:0], V[:0]), np.zeros((2, 3)))
     np.testing.assert_array_equal(attention_jacobian(q, K[:1], V[:1]), np.zeros((2, 3)))
@@ -697,4 +716,6 @@ def test_errors_of_attention():
     fails(ValueError, message, fun, q, K, V, sink=jnp.zeros(2))
     message = f"{name}: where must broadcast to (5,) (one per key), got (4,)"
     fails(ValueError, message, fun, q, K, V, where=jnp.ones(4, bool))
+    message = f"{name}: bias must broadcast to (5,) (one per key), got (4,)"
+    fails(ValueError, message, fun, q, K, V, bias=jnp.ones(4))
     fails(TypeError, f"{name}: where must be boolean, got dtype float64", fun, q, K, V, where=q)

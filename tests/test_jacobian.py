@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 import jaxsoft
 from jaxsoft import SimplexJacobian
-from tests import exact
+from tests.exact import mpmath as mp
 
 RNG = np.random.default_rng(0)
 
@@ -71,6 +72,7 @@ def test_products_and_entries(row):
     v = vectors(n, 1)[0]
     close(jacobian.as_matrix(), matrix)
     assert np.array_equal(jacobian.as_matrix(), jacobian.as_matrix().T)
+    assert not np.any(np.signbit(jacobian.as_matrix()) & (matrix == 0))
     assert jacobian.T is jacobian
     close(jacobian.mv(v), matrix @ v, atol=1e-14)
     close(jacobian.mv(np.ones(n)), matrix @ np.ones(n))
@@ -150,14 +152,17 @@ def test_the_rank_factor(row):
         with pytest.raises(ValueError, match="rank_factor: weights must have two classes or more"):
             jacobian.rank_factor()
         return
-    factor = np.asarray(jacobian.rank_factor())
-    assert factor.shape == (n, n - 1)
+    factor = jacobian.rank_factor()
+    columns_of = np.asarray(factor.as_matrix())
+    assert columns_of.shape == (n, n - 1)
+    close(factor.mv(np.ones(n - 1)), columns_of.sum(1), atol=1e-14)
+    close(columns(factor.T_mv, n), columns_of.T)
     if jacobian.sink:
-        assert np.all(np.isnan(factor))
+        assert np.all(np.isnan(columns_of))
     else:
-        close(factor @ factor.T, matrix)
+        close(columns_of @ columns_of.T, matrix)
     batch = SimplexJacobian(jnp.stack([jacobian.weights] * 2), jnp.stack([jacobian.sink] * 2))
-    np.testing.assert_array_equal(batch.rank_factor()[1], factor)
+    close(batch.rank_factor().as_matrix()[1], columns_of)
 
 
 @pytest.mark.parametrize("sink", [None, 0.5])
@@ -267,68 +272,258 @@ def test_edge_cases_of_logits():
     assert jaxsoft.softmax_jacobian(np.zeros(3, int)).weights.dtype == jnp.float64
 
 
+@pytest.mark.parametrize(
+    ("x", "temperature", "sink", "logits"),
+    [
+        ([3e38, 0.0], 3e38, 2.0, [1.0, 0.0, 2.0]),
+        ([0.0, 1.0], 1e30, 1e10, [0.0, 0.0, 1e10]),
+    ],
+)
+def test_a_sink_that_its_temperature_would_take_out_of_range(x, temperature, sink, logits):
+    x, temperature, sink = (jnp.asarray(a, jnp.float32) for a in (x, temperature, sink))
+    fun = lambda *args: jaxsoft.softmax_and_jacobian(args[0], temperature=args[1], sink=args[2])
+    p, jacobian = fun(x, temperature, sink)
+    expected = np.exp(np.array(logits) - np.max(logits))
+    expected /= expected.sum()
+    np.testing.assert_allclose(p, expected[:2], rtol=1e-6)
+    # Weights p / T below float32's smallest normal number are lost.
+    weights = np.array([*jacobian.weights, jacobian.sink], float)
+    np.testing.assert_allclose(weights, expected / float(temperature), rtol=1e-6, atol=1.2e-38)
+    slopes = jax.grad(lambda *args: fun(*args)[0][0], (0, 1, 2))(x, temperature, sink)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
 # ---------------------------------------------------------------------------- saturated rows
 
 
-def methods(v):
-    return {
-        "as_matrix": lambda j: j.as_matrix(),
-        "mv": lambda j: j.mv(v),
-        "diagonal": lambda j: j.diagonal(),
-        "trace": lambda j: j.trace(),
-        "quadratic_form": lambda j: j.quadratic_form(v),
-        "1": lambda j: j.norm(1),
-        "2": lambda j: j.norm(2),
-        "eigvalsh": lambda j: j.eigvalsh()[1:],
-        "fro": lambda j: j.norm("fro"),
-        "root": lambda j: j.sqrt_T_mv(v),
-        "solve": lambda j: j.solve(v, 1e-3),
-        "slogdet": lambda j: j.slogdet(1e-3)[1],
-    }
+MASK = np.array([True, False, True, True, False])
+SEGMENTS = np.array([0, 2, 0, 5, 1])  # the class of id 5 is left out
+SATURATED = {
+    "as_matrix": lambda j, v: j.as_matrix(),
+    "row": lambda j, v: j.row(1),
+    "mv": lambda j, v: j.mv(v),
+    "diagonal": lambda j, v: j.diagonal(),
+    "trace": lambda j, v: j.trace(),
+    "quadratic_form": lambda j, v: j.quadratic_form(v),
+    "1": lambda j, v: j.norm(1),
+    "2": lambda j, v: j.norm(2),
+    "fro": lambda j, v: j.norm("fro"),
+    "norm_bounds": lambda j, v: jnp.stack(j.norm_bounds(), -1),
+    "eigh_max": lambda j, v: j.eigh_max()[1],
+    "eigvalsh": lambda j, v: j.eigvalsh(),
+    "effective_rank": lambda j, v: j.effective_rank(),
+    "solve": lambda j, v: j.solve(v, 1e-3),
+    "solve, pseudo": lambda j, v: j.solve(v),
+    "slogdet": lambda j, v: j.slogdet(1e-3)[1],
+    "slogdet, pseudo": lambda j, v: j.slogdet()[1],
+    "sqrt_mv": lambda j, v: j.sqrt_mv(v),
+    "sqrt_T_mv": lambda j, v: j.sqrt_T_mv(v),
+    "cholesky_mv": lambda j, v: j.cholesky_mv(v),
+    "rank_factor": lambda j, v: j.rank_factor().mv(v[:-1]),
+    "rank_factor, transposed": lambda j, v: j.rank_factor().T_mv(v),
+    "restrict": lambda j, v: j.restrict(MASK).as_matrix(),
+    "eliminate": lambda j, v: j.eliminate(MASK).as_matrix(),
+    "merge": lambda j, v: j.merge(SEGMENTS, 3).as_matrix(),
+    "second": lambda j, v: j.second(v, v[::-1]),
+    "certificate": lambda j, v: jnp.stack(j.certificate(0.75), -1),
+}
 
 
-def exact_methods(x, v):
-    mp = exact.mpmath
-    exponentials = [mp.exp(mp.mpf(float(a)) - mp.mpf(float(x.max()))) for a in x]
-    total = mp.fsum(exponentials)
-    p = [e / total for e in exponentials]
-    n, v = len(p), [mp.mpf(float(a)) for a in v]
-    matrix = mp.matrix(n, n)
-    for i in range(n):
-        for j in range(n):
-            other = mp.fsum(q for k, q in enumerate(p) if k != i)
-            matrix[i, j] = p[i] * other if i == j else -p[i] * p[j]
-    mean = mp.fsum(a * b for a, b in zip(p, v, strict=True))
-    product = [a * (b - mean) for a, b in zip(p, v, strict=True)]
-    damped = matrix + mp.mpf(float(np.float32(1e-3))) * mp.eye(n)
-    root = [mp.sqrt(a) * (b - mean) for a, b in zip(p, v, strict=True)]
-    return {
-        "as_matrix": [[matrix[i, j] for j in range(n)] for i in range(n)],
-        "mv": product,
-        "diagonal": [matrix[i, i] for i in range(n)],
-        "trace": mp.fsum(matrix[i, i] for i in range(n)),
-        "quadratic_form": mp.fsum(a * b for a, b in zip(v, product, strict=True)),
-        "1": max(2 * matrix[i, i] for i in range(n)),
-        "2": max(mp.eigsy(matrix, eigvals_only=True)),
-        "eigvalsh": sorted(mp.eigsy(matrix, eigvals_only=True))[1:],
-        "fro": mp.sqrt(mp.fsum(matrix[i, j] ** 2 for i in range(n) for j in range(n))),
-        "root": root,
-        "solve": list(mp.lu_solve(damped, mp.matrix(v))),
-        "slogdet": mp.log(mp.det(damped)),
-    }
+class ExactMatrix:
+    """C(s, s0) in long arithmetic, entry by entry from what the family is."""
+
+    def __init__(self, s, s0):
+        self.s, self.s0, self.n = s, s0, len(s)
+        self.t = mp.fsum(s) + s0
+        self.support = [i for i in range(self.n) if s[i]]
+        self.matrix = mp.matrix(self.n, self.n)
+        for i in self.support:
+            for j in self.support:
+                self.matrix[i, j] = (s[i] if i == j else 0) - s[i] * s[j] / self.t
+
+    def rows(self):
+        return self.matrix.tolist()
+
+    def spectrum(self):
+        """The eigenvalues, ascending, and the vector of the last, positive where it is largest."""
+        values, vectors = mp.eigsy(self.matrix)
+        top = max(range(self.n), key=lambda i: self.s[i])
+        vector = vectors[:, self.n - 1]
+        return list(values), [x * mp.sign(vector[top]) for x in vector]
+
+    def cholesky(self):
+        lower = mp.matrix(self.n, self.n)
+        for j in range(self.n):
+            for i in range(j, self.n):
+                done = mp.fsum(lower[i, k] * lower[j, k] for k in range(j))
+                rest = self.matrix[i, j] - done
+                if i == j:
+                    lower[i, j] = mp.sqrt(rest) if rest > mp.mpf(10) ** -60 else mp.mpf(0)
+                elif lower[j, j]:
+                    lower[i, j] = rest / lower[j, j]
+        return lower
+
+    def root(self):
+        """The B of which the classes beside the sink have no part in B Bᵀ = C but by s √sᵀ."""
+        kappa = 1 / (self.t + mp.sqrt(self.t * self.s0))
+        entry = lambda i, j: mp.sqrt(self.s[i]) * (i == j) - kappa * self.s[i] * mp.sqrt(self.s[j])
+        return mp.matrix([[entry(i, j) for j in range(self.n)] for i in range(self.n)])
+
+    def rank_factor(self):
+        """diag(√s) times the reflection that takes √a to the negative last unit vector."""
+        u = [mp.sqrt(s / self.t) + (i == self.n - 1) for i, s in enumerate(self.s)]
+        entry = lambda i, j: mp.sqrt(self.s[i]) * ((i == j) - u[i] * u[j] / u[-1])
+        return mp.matrix([[entry(i, j) for j in range(self.n - 1)] for i in range(self.n)])
+
+    def pseudo_inverse(self, v):
+        """On the support C x = v; without a sink x is free of constants, and v is freed of them."""
+        k, constant = len(self.support), 0 if self.s0 else 1
+        mean = constant * mp.fsum(v[i] for i in self.support) / k
+        matrix = mp.matrix(
+            [[self.matrix[i, j] + constant for j in self.support] for i in self.support]
+        )
+        found = mp.lu_solve(matrix, mp.matrix([v[i] - mean for i in self.support]))
+        out = [mp.mpf(0)] * self.n
+        for i, x in zip(self.support, found, strict=True):
+            out[i] = x
+        return out
+
+    def methods(self, v):
+        s, s0, t, matrix, n = self.s, self.s0, self.t, self.matrix, self.n
+        v, column = [mp.mpf(float(a)) for a in v], mp.matrix(v.astype(float).tolist())
+        values, vector = self.spectrum()
+        trace = mp.fsum(matrix[i, i] for i in range(n))
+        frobenius = mp.sqrt(mp.fsum(x**2 for x in matrix))
+        one, two = sorted(s, reverse=True)[:2]
+        keep = [a if k else mp.mpf(0) for a, k in zip(s, MASK, strict=True)]
+        dropped = mp.fsum(s) - mp.fsum(keep)
+        merged = [mp.fsum(a for a, k in zip(s, SEGMENTS, strict=True) if k == i) for i in range(3)]
+        left = mp.fsum(a for a, k in zip(s, SEGMENTS, strict=True) if k > 2)
+        mean = lambda x: mp.fsum(a * b for a, b in zip(s, x, strict=True)) / t
+        centred = lambda x: ([a - mean(x) for a in x], -mean(x))
+        (p, p0), (q, q0) = centred(v), centred(v[::-1])
+        w = [a * b for a, b in zip(p, q, strict=True)]
+        covariance = mean(w) + s0 / t * p0 * q0
+        decay = mp.exp(-mp.mpf(0.75) * t)
+        rest = [mp.fsum(s[:i] + s[i + 1 :]) for i in range(n)]
+        low = [
+            a * decay**2 / ((a * decay**2 + b + s0 * decay) or 1)
+            for a, b in zip(s, rest, strict=True)
+        ]
+        high = [a / ((a + b * decay**2 + s0 * decay) or 1) for a, b in zip(s, rest, strict=True)]
+        return {
+            "as_matrix": self.rows(),
+            "row": list(matrix[1, :]),
+            "mv": list(matrix * column),
+            "diagonal": [matrix[i, i] for i in range(n)],
+            "trace": trace,
+            "quadratic_form": (column.T * matrix * column)[0],
+            "1": max(mp.fsum(map(abs, row)) for row in self.rows()),
+            "2": values[-1],
+            "fro": frobenius,
+            "norm_bounds": [two * (t + one - two) / t, one * (t - one + two) / t],
+            "eigh_max": vector,
+            "eigvalsh": values,
+            "effective_rank": (trace / frobenius) ** 2,
+            "solve": list(mp.lu_solve(damped(s, s0, np.float32(1e-3)), column)),
+            "solve, pseudo": self.pseudo_inverse(v),
+            "slogdet": mp.log(mp.det(damped(s, s0, np.float32(1e-3)))),
+            "slogdet, pseudo": mp.fsum(mp.log(x) for x in values if x > mp.mpf(10) ** -60),
+            "sqrt_mv": list(self.root() * column),
+            "sqrt_T_mv": list(self.root().T * column),
+            "cholesky_mv": list(self.cholesky() * column),
+            "rank_factor": list(self.rank_factor() * column[: n - 1]) if not s0 else [mp.nan] * n,
+            "rank_factor, transposed": (
+                list(self.rank_factor().T * column) if not s0 else [mp.nan] * (n - 1)
+            ),
+            "restrict": ExactMatrix(keep, s0 + dropped).rows(),
+            "eliminate": ExactMatrix(keep, s0).rows(),
+            "merge": ExactMatrix(merged, s0 + left).rows(),
+            "second": [t * a * (x - covariance) for a, x in zip(s, w, strict=True)],
+            "certificate": [list(pair) for pair in zip(low, high, strict=True)],
+        }
 
 
-@pytest.mark.parametrize("gap", [20, 40, 60, 80])
-def test_saturated_rows_in_float32(gap):
-    x = np.array([0.0, gap, 0.5, -1.0, 0.25], np.float32)
+GAPS = np.array([20, 40, 60, 80], np.float32)
+ABSENT = np.array([True, True, False, True, True])
+
+
+def saturated_case(options, ahead):
+    """Rows with a class, or the sink, ahead by each of the gaps, and their matrices."""
+    temperature = options.get("temperature", 1.0)
+    z = np.tile(np.array([0.0, 0.75, 0.5, -1.0, 0.25], np.float32), (4, 1))
+    sink = np.full((4, 1), options.get("sink", -np.inf), np.float32)
+    (sink[:, 0] if ahead == "sink" else z[:, 1])[...] = GAPS
+    matrices = []
+    for row, extra in zip(z, sink[:, 0], strict=True):
+        mask = options.get("where", np.ones(5, bool))
+        powers = [mp.exp(float(x)) if k else mp.mpf(0) for x, k in zip(row, mask, strict=True)]
+        mass = mp.exp(float(extra)) if np.isfinite(extra) else mp.mpf(0)
+        t = temperature * (mp.fsum(powers) + mass)
+        matrices.append(ExactMatrix([e / t for e in powers], mass / t))
+    options = options | ({"sink": sink} if "sink" in options else {})
+    return jaxsoft.softmax_jacobian(jnp.asarray(z * np.float32(temperature)), **options), matrices
+
+
+# With exact differences of logits: what is measured is not the rounding of the input.
+@pytest.mark.parametrize(
+    ("options", "ahead"),
+    [
+        ({}, "class"),
+        ({"where": ABSENT}, "class"),
+        ({"temperature": 2.0}, "class"),
+        ({"sink": 1.25}, "class"),
+        ({"sink": 1.25}, "sink"),
+        ({"sink": 1.25, "temperature": 0.5, "where": ABSENT}, "class"),
+    ],
+)
+def test_saturated_rows_in_float32(options, ahead):
     v = np.array([1.0, -0.5, 2.0, 0.25, -1.5], np.float32)
-    wanted = exact_methods(x, v)
-    jacobian = jaxsoft.softmax_jacobian(jnp.asarray(x))
-    for name, method in methods(v).items():
-        expected = np.array(wanted[name], object).astype(float)
-        actual = np.asarray(method(jacobian), float)
+    jacobian, matrices = saturated_case(options, ahead)
+    wanted = [matrix.methods(v) for matrix in matrices]
+    for name, method in SATURATED.items():
+        expected = np.array([row[name] for row in wanted], object).astype(float)
+        actual = np.asarray(method(jacobian, v), float)
         # Products of two probabilities below float32's smallest normal number are lost.
         np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-38, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["slopes", "values"])
+def test_the_determinant_at_any_damping_in_float32(name):
+    tops = np.array([[0.4, 0.25, 0.2, 0.1, 0.05], [1.0, 1e-12, 2e-12, 5e-13, 3e-12]], np.float32)
+    dampings = np.array([1e-20, 1e-13, 1e-3, 1.0, 1e8, 1e25], np.float32)
+    sinks = np.array([0.0, 0.3, 1e-12], np.float32)
+    s, damping, s0 = (
+        np.stack([case[i] for case in itertools.product(tops, dampings, sinks)]) for i in range(3)
+    )
+    values = lambda s, s0, damping: SimplexJacobian(s, s0).slogdet(damping)[1]
+    if name == "values":
+        np.testing.assert_allclose(
+            jax.jit(values)(s, s0, damping),
+            [float(mp.log(mp.det(damped(*row)))) for row in zip(s, s0, damping, strict=True)],
+            rtol=3e-6,
+        )
+        return
+    total = lambda *args: jnp.sum(values(*args))
+    slopes = jax.jit(jax.grad(total, (0, 1, 2)))(s, s0, damping)
+    for i, row in enumerate(zip(s, s0, damping, strict=True)):
+        inverse = damped(*row) ** -1
+        shares = mp.matrix([float(x) for x in row[0]]) / (
+            mp.fsum(map(float, row[0])) + float(row[1])
+        )
+        forms = [
+            ((e - shares).T * inverse * (e - shares))[0]
+            for e in (*(mp.eye(5)[:, j] for j in range(5)), mp.zeros(5, 1))
+        ]
+        expected = np.array([*forms, mp.fsum(inverse[j, j] for j in range(5))]).astype(float)
+        actual = np.array([*slopes[0][i], slopes[1][i], slopes[2][i]], float)
+        np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-38, err_msg=str(row))
+
+
+def damped(s, s0, damping):
+    """C + λ I; floats are taken as they are."""
+    matrix = ExactMatrix([mp.mpmathify(x) for x in s], mp.mpmathify(s0)).matrix
+    return matrix + mp.mpf(float(damping)) * mp.eye(len(s))
 
 
 # ---------------------------------------------------------------------------- transformations
@@ -347,6 +542,7 @@ DIFFERENTIABLE = {
     "slogdet, pseudo": lambda j, v: j.slogdet()[1],
     "sqrt_mv": lambda j, v: j.sqrt_mv(v),
     "cholesky_mv": lambda j, v: j.cholesky_mv(v),
+    "rank_factor": lambda j, v: j.rank_factor().mv(v[..., :-1]),
 }
 
 
@@ -530,8 +726,19 @@ def test_gradients_of_a_saturated_row_in_float32(name, sink):
     np.testing.assert_allclose(single, double, rtol=0, atol=2e-5 * np.max(np.abs(double)))
 
 
+# The slopes of a solution by weights, b / s², lie beyond float32 themselves; its change does not.
 @pytest.mark.parametrize("scale", [1e25, 1e-25])
-@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])  # 1 / s²
+def test_changes_of_a_solution_by_weights_of_any_size(scale):
+    def change(dtype):
+        s = jnp.asarray(scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]), dtype)
+        fun = lambda s: SimplexJacobian(s, 0.1 * s[0]).solve(W.astype(dtype), 0.1 * s[1])
+        return jax.jvp(fun, (s,), (s * W[::-1].astype(dtype),))[1]
+
+    np.testing.assert_allclose(change(jnp.float32), change(jnp.float64), rtol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])
 def test_gradients_by_weights_of_any_size(name, scale):
     fun = lambda s, v: OF_A_ROW[name](jaxsoft.SimplexJacobian(s, jnp.zeros((), s.dtype)), v)
     single, double = gradients(fun, scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _logits
-from jaxsoft._jacobian import softmax_jacobian
+from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
 def attention_jacobian(
@@ -18,19 +18,20 @@ def attention_jacobian(
     V: Shaped[ArrayLike, "m d_v"],
     *,
     scale: Shaped[ArrayLike, ""] | None = None,
+    bias: Shaped[ArrayLike, "..."] | None = None,
     where: Shaped[ArrayLike, "..."] | None = None,
     sink: Shaped[ArrayLike, ""] | None = None,
 ) -> Float[Array, "d_v d"]:
     r"""The Jacobian of the output of one softmax attention query, by the query.
 
-        out = Vᵀ p,  p = softmax(α K q)
+        out = Vᵀ p,  p = softmax(α K q + b)
         ∂out/∂q = α Vᵀ J K = α (Bᵀ V)ᵀ (Bᵀ K),  J = diag(p) - p pᵀ = B Bᵀ
 
     which is α times the covariance of values and keys under the attention weights. Both are
     centred before they are multiplied, so that a common offset of all values or keys costs no
     accuracy. The m × m matrix J is not built. For many queries or heads: `jax.vmap`.
 
-    The other Jacobians need no function of their own: ∂out/∂s = (J V)ᵀ by the scores s = α K q,
+    The other Jacobians need no function of their own: ∂out/∂s = (J V)ᵀ by the scores s = α K q + b,
     ∂out/∂K_i = α (J V)_i qᵀ by one key, ∂out/∂V_i = p_i I by one value; with J V =
     `jax.vmap(jaxsoft.softmax_jacobian(s).mv, 1, 1)(V)`.
 
@@ -39,6 +40,8 @@ def attention_jacobian(
         K: the keys, shape [m, d].
         V: the values, shape [m, d_v].
         scale: α. Default: 1/√d.
+        bias: b, added to the scaled scores, broadcastable to [m] (of positions, say); -inf masks a
+            key. Default: 0.
         where: boolean mask of the keys, broadcastable to [m]; a key where it is False, and its
             value, has no influence, NaN included.
         sink: an extra score, not scaled, that takes mass and has no key and no value.
@@ -71,20 +74,33 @@ def attention_jacobian(
     alpha: Any = 1 / math.sqrt(max(d, 1))
     if scale is not None:
         alpha = _checks.number(name, "scale", scale, -math.inf, math.inf)
+    if bias is not None:
+        bias = _checks.floating(name, "bias", bias)
+        bias = _checks.broadcast(name, "bias", bias, (m,), "one per key")
     mask = None if where is None else _checks.boolean(name, "where", where, (m,), "one per key")
     if sink is not None:
         sink = _checks.number(name, "sink", sink, -math.inf, math.inf)
-    return _attention(*given, alpha, mask, sink)
+    return _attention(*given, alpha, bias, mask, sink)
 
 
 @jax.jit
-def _attention(q: Array, K: Array, V: Array, scale: Any, where: Array | None, sink: Any) -> Array:
+def _attention(
+    q: Array,
+    K: Array,
+    V: Array,
+    scale: Any,
+    bias: Array | None,
+    where: Array | None,
+    sink: Any,
+) -> Array:
     dtype = _logits.compute_dtype(functools.reduce(jnp.promote_types, (q.dtype, K.dtype, V.dtype)))
     q, K, V = (a.astype(dtype) for a in (q, K, V))
     if where is not None:
         K, V = (jnp.where(where[:, None], a, 0) for a in (K, V))
     scale = jnp.asarray(scale, dtype)
     sink = None if sink is None else jnp.asarray(sink, dtype)
-    jacobian = softmax_jacobian(scale * (K @ q), -1, where, sink=sink)
+    scores = scale * (K @ q)
+    scores = scores if bias is None else scores + bias.astype(dtype)
+    jacobian = softmax_jacobian(scores, -1, where, sink=sink)
     keys, values = (jax.vmap(jacobian.sqrt_T_mv)(a.T) for a in (K, V))
     return scale * (values @ keys.T)

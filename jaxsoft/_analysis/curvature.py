@@ -9,7 +9,8 @@ from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 from jaxsoft import _checks
 from jaxsoft._analysis import arguments
-from jaxsoft._jacobian import SimplexJacobian, softmax_jacobian
+from jaxsoft._jacobian import SimplexJacobian
+from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
 def fisher_vp(

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks
 from jaxsoft._analysis import arguments
-from jaxsoft._jacobian import softmax_jacobian
+from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
 def input_jacobian(

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxsoft import _axes, _checks, _logits
 from jaxsoft._information import entropy
-from jaxsoft._jacobian import softmax_and_jacobian
+from jaxsoft._softmax_jacobian import softmax_and_jacobian
 
 
 class JacobianReport(NamedTuple):
@@ -114,9 +114,9 @@ def jacobian_report(
 def _report(
     x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
 ) -> JacobianReport:
-    x = _classes_last(x.astype(_logits.compute_dtype(x.dtype)), axes)
-    where = None if where is None else _classes_last(where, axes)
-    temperature = None if temperature is None else _classes_last(temperature, axes)
+    x = _axes.classes_last(x.astype(_logits.compute_dtype(x.dtype)), axes)
+    where = _axes.classes_last(where, axes)
+    temperature = _axes.classes_last(temperature, axes)
     missing = max(2 - x.shape[-1], 0)  # the two largest logits need two places
     if missing:
         where = jnp.ones(x.shape, bool) if where is None else where
@@ -159,7 +159,3 @@ def _two_largest(x: Array, where: Array | None) -> tuple[Array, Array, Array, Ar
     others = jnp.where(_axes.one_hot(first, x.shape, x.ndim - 1), -jnp.inf, x)
     second = jnp.argmax(others, -1).astype(jnp.int32)
     return _axes.take(x, first, -1), _axes.take(others, second, -1), first, second
-
-
-def _classes_last(x: Array, axes: tuple[int, ...]) -> Array:
-    return jnp.moveaxis(_axes.merge_axes(x, axes), _axes.merged_axis(x.ndim, axes), -1)

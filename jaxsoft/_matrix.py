@@ -1,0 +1,367 @@
+"""The linear algebra of C(s, s0), each method by its formula: the base of SimplexJacobian."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxsoft import _checks, _eigenvalues, _factors, _inverse, _simplex, _spectrum
+
+_OF_ROWS = "the shape of the weights without n"
+_OF_WEIGHTS = "the shape of the weights"
+
+
+class SimplexMatrix:
+    """The methods of a symmetric matrix, C = diag(s) - s sᵀ / t, for a class that holds s and s0.
+
+    They check what they are given and leave the rest to the modules of formulas.
+    """
+
+    weights: Float[Array, "*batch n"]
+    sink: Float[Array, "*batch"]
+
+    # ------------------------------------------------------------------------ products, entries
+
+    def mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """The product C v = s ∘ (v - ⟨s, v⟩ / t).
+
+        Args:
+            v: a tangent or, C being symmetric, a cotangent, broadcastable to [..., n].
+
+        Returns:
+            The product, shape [..., n].
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.softmax_jacobian(jnp.array([20.0, 0.0]))
+            >>> print(*(f"{x:.4g}" for x in jacobian.mv(jnp.array([1.0, 0.0]))))
+            2.061e-09 -2.061e-09
+        """
+        return _simplex.product(self.weights, self.sink, self._vector("mv", "v", v))
+
+    def as_matrix(self) -> Float[Array, "*batch n n"]:
+        """C itself, shape [..., n, n], symmetric to the bit. Nothing else makes an n x n array."""
+        return _simplex.matrix(self.weights, self.sink)
+
+    def row(self, i: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """One row of C, which is a column too: what class i does to the others.
+
+        Args:
+            i: an integer in [0, n), or integers broadcastable to [...], one for each row of the
+                batch; where such a one lies outside [0, n), the result is NaN.
+
+        Returns:
+            C[..., i, :], shape [..., n].
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0))
+            >>> print(jacobian.row(0))
+            [ 0.25  -0.125 -0.125]
+        """
+        n, batch = self.weights.shape[-1], self.sink.shape
+        i = _checks.classes("SimplexJacobian.row", "i", i, n, batch)
+        return _simplex.row(self.weights, self.sink, i)
+
+    def diagonal(self) -> Float[Array, "*batch n"]:
+        """The diagonal s (1 - s / t), shape [..., n], with 1 - s / t as the sum of the others."""
+        return _simplex.diagonal(self.weights, self.sink)
+
+    def trace(self) -> Float[Array, "*batch"]:
+        """The trace Σ s (1 - s / t), shape [...]; for softmax 1 - Σ p²."""
+        return _simplex.trace(self.weights, self.sink)
+
+    def quadratic_form(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch"]:
+        """vᵀ C v = ½ Σ_ij s_i s_j (v_i - v_j)² / t; for softmax the variance of v under p.
+
+        Args:
+            v: broadcastable to [..., n]; a sink counts as a class with v = 0.
+
+        Returns:
+            The form, shape [...], never negative.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.5]), jnp.array(0.0))
+            >>> print(jacobian.quadratic_form(jnp.array([1001.0, 1000.0])))
+            0.25
+        """
+        v = self._vector("quadratic_form", "v", v)
+        return _simplex.quadratic_form(self.weights, self.sink, v)
+
+    # ----------------------------------------------------------------------- norms and spectrum
+
+    def norm(self, ord: Literal[1, 2, "fro"] | float = 2) -> Float[Array, "*batch"]:
+        """A matrix norm.
+
+            ‖C‖_2 = λ_1, the largest eigenvalue, by a fixed number of steps on the secular equation
+            ‖C‖_1 = ‖C‖_∞ = max_i s_i (2 Σ_{j≠i} s_j + s0) / t
+            ‖C‖_F² = Σ_i (s_i / t)² ((t - s_i)² + Σ_{j≠i} s_j²)
+
+        Args:
+            ord: 2 (the default), 1, inf or "fro".
+
+        Returns:
+            The norm, shape [...]; 0 for no class.
+
+        Raises:
+            ValueError: `ord` is none of these.
+
+        Numerics:
+            ‖C‖_2 errs by at most 2e-15 (float64) or 3e-7 (float32), relative, for the given
+            weights. Its derivative is vᵀ dC v for the unit eigenvector v; where three classes or
+            more share the largest weight, so that the eigenvalue is multiple, it is the mean over
+            the eigenvectors, and the second derivative is NaN.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0))
+            >>> print(*(f"{jacobian.norm(ord):.4f}" for ord in (2, 1, "fro")))
+            0.3750 0.5000 0.4507
+        """
+        if ord == 2:
+            return _spectrum.largest_eigenvalue(self.weights, self.sink)
+        if ord in (1, np.inf):
+            return _simplex.norm_inf(self.weights, self.sink)
+        if ord == "fro":
+            return _simplex.norm_frobenius(self.weights, self.sink)
+        raise ValueError(f"SimplexJacobian.norm: ord must be 1, 2, inf or 'fro', got {ord!r}")
+
+    def norm_bounds(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        """s2 (1 + (s1 - s2) / t) ≤ ‖C‖_2 ≤ s1 (t - s1 + s2) / t, without an iteration.
+
+        s1 ≥ s2 are the two largest weights.
+
+        Returns:
+            The lower and the upper bound, each of shape [...]; the upper is at most twice ‖C‖_2.
+            For two classes without a sink both are equal to it.
+        """
+        return _spectrum.bounds(self.weights, self.sink)
+
+    def eigh_max(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch n"]]:
+        """The largest eigenvalue and its unit eigenvector.
+
+        Returns:
+            λ_1, shape [...], as `norm(2)`; and v, shape [..., n], with C v = λ_1 v and ‖v‖ = 1,
+            positive at the largest weight (of equals the first), elsewhere 0 or less.
+
+        Raises:
+            ValueError: there is no class.
+
+        Numerics:
+            Where three classes or more share the largest weight the eigenvector may turn, and its
+            derivative is NaN, in that row alone. Where C = 0, v is the class of the largest weight
+            and has the derivative 0.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.5]), jnp.array(0.0))
+            >>> value, vector = jacobian.eigh_max()
+            >>> print(f"{value:.4f}", *(f"{x:.4f}" for x in vector))
+            0.5000 0.7071 -0.7071
+        """
+        if not self.weights.shape[-1]:
+            raise ValueError("SimplexJacobian.eigh_max: weights must have a class or more, got 0")
+        return _spectrum.largest_eigenpair(self.weights, self.sink)
+
+    def eigvalsh(self) -> Float[Array, "*batch n"]:
+        """All eigenvalues, by the secular equation in O(n²) time and O(n) memory.
+
+        They interlace with the weights in descending order, s_k ≥ λ_k ≥ s_{k+1}, and without a sink
+        the least is 0.
+
+        Returns:
+            The eigenvalues, ascending, shape [..., n], each to its own last digits.
+
+        Numerics:
+            An eigenvalue between weights that tie, or one that is 0, has the mean derivative over
+            its eigenvectors; of the former there is no second derivative (NaN).
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0))
+            >>> print(*(f"{x:.4f}" for x in jacobian.eigvalsh()))
+            0.0000 0.2500 0.3750
+        """
+        return _eigenvalues.eigenvalues(self.weights, self.sink)
+
+    def effective_rank(self) -> Float[Array, "*batch"]:
+        """tr(C)² / ‖C‖_F², shape [...]: how many equal eigenvalues would do; 0 where C = 0."""
+        return _simplex.effective_rank(self.weights, self.sink)
+
+    # ------------------------------------------------------------------ inverse and determinant
+
+    def solve(
+        self, b: Shaped[ArrayLike, "..."], damping: Shaped[ArrayLike, "..."] = 0.0
+    ) -> Float[Array, "*batch n"]:
+        """Solves (C + λ I) x = b; with damping λ = 0 by the pseudo-inverse, x = C⁺ b.
+
+            x = α ∘ b + α ∘ s ⟨α ∘ s, b⟩ / (λ ⟨α, s⟩ + s0),    α = 1 / (s + λ)
+            C⁺ = H diag(1/s) H,  H = I - 1 1ᵀ / n          (λ = s0 = 0)
+
+        Args:
+            b: the right-hand side, broadcastable to [..., n].
+            damping: λ ≥ 0, a number or one for each row of the batch, broadcastable to [...]; a
+                negative one in an array makes its row NaN.
+
+        Returns:
+            x, shape [..., n]. With λ = 0 it is 0 at the classes of weight 0, over which H takes no
+            mean.
+
+        Numerics:
+            The slopes by weights are as large as b / s², and beyond the range of float32 where s
+            is less than 1e-19: there the change in forward mode is right, reverse mode is not.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0))
+            >>> print(jacobian.solve(jnp.array([0.25, -0.125, -0.125])).round(4))
+            [ 0.6667 -0.3333 -0.3333]
+        """
+        b, shift = self._vector("solve", "b", b), self._damping("solve", damping)
+        return _inverse.solve(self.weights, self.sink, b, shift)
+
+    def slogdet(
+        self, damping: Shaped[ArrayLike, "..."] = 0.0
+    ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        """Sign and logarithm of det(C + λ I), as `numpy.linalg.slogdet`.
+
+            det(C + λ I) = Π (s + λ) · (λ Σ s / (s + λ) + s0) / t
+
+        With damping λ = 0 it is the pseudo-determinant, the product of the eigenvalues other than
+        0: n Π s / t without a sink, s0 Π s / t with one.
+
+        Args:
+            damping: λ, as in `solve`.
+
+        Returns:
+            The sign, which is 1, and the logarithm, each of shape [...]. With λ = 0 classes of
+            weight 0 do not count, and the determinant of C = 0 is 1.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.25, 0.25]), jnp.array(0.0))
+            >>> sign, logarithm = jacobian.slogdet()
+            >>> print(sign, f"{jnp.exp(logarithm):.5f}")  # 3 · 0.5 · 0.25 · 0.25
+            1.0 0.09375
+        """
+        shift = self._damping("slogdet", damping)
+        logarithm = _inverse.log_determinant(self.weights, self.sink, shift)
+        return jnp.where(jnp.isnan(logarithm), logarithm, 1), logarithm
+
+    # ---------------------------------------------------------------------------------- factors
+
+    def sqrt_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """B v with a square root of C, B Bᵀ = C.
+
+            B = diag(√s) - s √sᵀ / (t + √(t s0))
+
+        Args:
+            v: broadcastable to [..., n].
+
+        Returns:
+            The product, shape [..., n].
+        """
+        return _factors.root_product(self.weights, self.sink, self._vector("sqrt_mv", "v", v))
+
+    def sqrt_T_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """Bᵀ v with the B of `sqrt_mv`: ‖Bᵀ v‖² = vᵀ C v.
+
+        Args:
+            v: broadcastable to [..., n].
+
+        Returns:
+            The product, shape [..., n].
+        """
+        v = self._vector("sqrt_T_mv", "v", v)
+        return _factors.root_transposed_product(self.weights, self.sink, v)
+
+    def rank_factor(self) -> _factors.RankFactor:
+        """F of n - 1 columns with F Fᵀ = C, as an operator of n numbers.
+
+        Returns:
+            An operator with the methods `mv` (of n - 1 numbers), `T_mv` and `as_matrix`, of which
+            only the last makes an array [..., n, n - 1]. With a sink C has the rank n and no such
+            F: then all of the row is NaN, and `sqrt_mv` is the factor to take.
+
+        Raises:
+            ValueError: there are fewer than two classes, and C is 0.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.SimplexJacobian(jnp.array([0.5, 0.5]), jnp.array(0.0))
+            >>> print(jacobian.rank_factor().as_matrix().round(4))
+            [[ 0.5]
+             [-0.5]]
+        """
+        n = self.weights.shape[-1]
+        if n < 2:
+            raise ValueError(
+                f"SimplexJacobian.rank_factor: weights must have two classes or more, got {n}"
+            )
+        defined = jnp.where(self.sink == 0, 1, jnp.nan).astype(self.weights.dtype)
+        return _factors.RankFactor(defined[..., None] * self.weights)
+
+    def cholesky_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
+        """L v with the Cholesky factor of C, L Lᵀ = C and L lower triangular.
+
+            L = (I - [i > j] s_i / q_j) diag(√(s_j q_j / q_{j-1})),    q_j = Σ_{k>j} s_k + s0
+
+        Args:
+            v: broadcastable to [..., n].
+
+        Returns:
+            The product, shape [..., n]. Without a sink the last column of L is 0.
+        """
+        v = self._vector("cholesky_mv", "v", v)
+        return _factors.cholesky_product(self.weights, self.sink, v)
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Float[Array, "*shape n"]:
+        """Samples of the normal distribution with mean 0 and covariance C.
+
+        Args:
+            key: a key of `jax.random`.
+            shape: how many samples, in as many axes, of each row of the batch.
+
+        Returns:
+            B ε for standard normal ε and the B of `sqrt_mv`, shape [*shape, ..., n]; differentiable
+            by the weights. Without a sink every sample sums to 0.
+
+        Raises:
+            TypeError: `shape` is not a sequence of integers.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.softmax_jacobian(jnp.zeros((2, 3)))
+            >>> print(jacobian.sample(jax.random.key(0), (1000,)).shape)
+            (1000, 2, 3)
+        """
+        size = (*_checks.sizes("SimplexJacobian.sample", "shape", shape), *self.weights.shape)
+        noise = jax.random.normal(key, size, self.weights.dtype)
+        weights = jnp.broadcast_to(self.weights, size)
+        return _factors.root_product(weights, jnp.broadcast_to(self.sink, size[:-1]), noise)
+
+    # --------------------------------------------------------------------------------- arguments
+
+    def _vector(self, method: str, argument: str, value: Any) -> Array:
+        function = f"SimplexJacobian.{method}"
+        value = _checks.floating(function, argument, value)
+        value = _checks.broadcast(function, argument, value, self.weights.shape, _OF_WEIGHTS)
+        return value.astype(self.weights.dtype)
+
+    def _mask(self, method: str, value: Any) -> Array:
+        function, shape = f"SimplexJacobian.{method}", self.weights.shape
+        return _checks.boolean(function, "mask", value, shape, _OF_WEIGHTS)
+
+    def _per_row(self, method: str, argument: str, value: Any) -> Array:
+        function = f"SimplexJacobian.{method}"
+        value = _checks.non_negative(function, argument, value, self.sink.shape, _OF_ROWS)
+        return value.astype(self.weights.dtype)
+
+    def _damping(self, method: str, value: Any) -> Array | None:
+        """None for the number 0, with which only the pseudo-inverse is computed."""
+        array = self._per_row(method, "damping", value)
+        return None if isinstance(value, (int, float)) and value == 0 else array
