@@ -77,9 +77,8 @@ def prepare(
 
 
 def scaled(top: Float[Array, "..."], temperature: Float[Array, "..."]) -> Float[Array, "..."]:
-    """m / T, kept finite."""
-    largest = jnp.finfo(top.dtype).max
-    return jnp.clip(top / temperature, -largest, largest)
+    """m / T, kept finite; m is a constant."""
+    return -jnp.sign(top) * _scaled(jnp.zeros_like(top), jnp.abs(top), temperature)
 
 
 def centred(

@@ -229,6 +229,17 @@ def test_logits_of_any_size_and_any_temperature(size, temperature, jit):
         assert all(np.all(np.isfinite(d)) for d in derivatives)
 
 
+@pytest.mark.parametrize("sink", [-3e38, 0.0, 3e38])
+@pytest.mark.parametrize("temperature", [1e-30, 1.0])
+def test_a_sink_beside_logits_of_any_size(temperature, sink):
+    x = jnp.array([3e38, -3e38, 1.0], jnp.float32)
+    fun = lambda x, t, s: jaxsoft.softmax(x, temperature=t, sink=s)
+    args = x, jnp.float32(temperature), jnp.float32(sink)
+    half = 0.5 if sink == 3e38 and temperature == 1 else 1
+    np.testing.assert_array_equal(fun(*args), [half, 0, 0])
+    assert all(np.all(np.isfinite(d)) for d in jax.jit(jax.jacrev(fun, (0, 1, 2)))(*args))
+
+
 @pytest.mark.parametrize("label", [-1, -3, 3, 100, -(2**31), 2**31 - 1])
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_label_out_of_range_is_nan_in_its_row(label, jit):
