@@ -1,7 +1,8 @@
 """Statistics of one row of logits. The only module that takes an exponential of logits.
 
 Those of what is not a logit stand with their formulas: the logarithm of a determinant in
-`_inverse`, the exponential of a radius in `_simplex`, both of which are given probabilities.
+`_inverse`, the exponential of a radius in `_simplex`, both of which are given probabilities. So do
+those of `_online`, which are differentiated as they stand.
 
 A row is the logits along one axis, in float32 or wider. What belongs to a row has the shape without
 that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU.
