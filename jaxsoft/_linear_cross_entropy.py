@@ -272,8 +272,14 @@ def _losses_fwd(tokens: Any, layer: Any, sizes: Sizes, dtype: DTypeLike) -> tupl
 
 def _losses_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
     tokens, layer, statistics, static = residuals
-    _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes, statistics)
-    tokens_bar, layer_bar = _cotangents(bars, dtype)
+
+    def gradients(cotangent: Array) -> tuple[Any, Any]:
+        _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes, statistics)
+        return _cotangents(bars, dtype)
+
+    # Linear as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
+    _, linear = jax.linearize(gradients, jnp.zeros_like(cotangent))
+    tokens_bar, layer_bar = linear(cotangent)
     return Tokens(*tokens_bar), Layer(*layer_bar)
 
 
