@@ -74,20 +74,20 @@ def test_one_program_for_all_values_of_the_options(caplog):
     assert compiled == [True, False]
 
 
-def test_default_chunks_and_explicit_chunks_agree_on_second_order():
-    v = RNG.normal(size=X.shape), RNG.normal(size=W.shape)
-
-    def product(**chunks):
-        gradient = jax.grad(lambda x, w: fused(x, w, BIAS, **chunks), (0, 1))
-        return jax.jit(lambda *v: jax.jvp(gradient, (X, W), v)[1])(*v)
-
-    expected = jax.jvp(jax.grad(plain, (0, 1)), (X, W, BIAS), (*v, 0 * BIAS))[1]
-    for chunks in (
-        {"token_chunk": None, "vocab_chunk": None},
-        {"token_chunk": 1, "vocab_chunk": 9},
-    ):
-        for one, other in zip(product(**chunks), expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+@pytest.mark.parametrize(
+    ("token_chunk", "vocab_chunk", "kept"), [(None, None, None), (1, 9, None), (2, None, 2)]
+)
+def test_a_hessian_vector_product(token_chunk, vocab_chunk, kept, monkeypatch):
+    if kept is not None:  # several chunks of classes, whose logits are kept, as of a large layer
+        monkeypatch.setattr("jaxsoft._linear_cross_entropy._CLASSES", kept)
+    chunks = {"token_chunk": token_chunk, "vocab_chunk": vocab_chunk}
+    gradient = jax.grad(functools.partial(fused, **chunks), (0, 1, 2))
+    primals = X, W, BIAS
+    tangents = RNG.normal(size=X.shape), W[:, ::-1].copy(), BIAS + 1
+    product = jax.jit(lambda *v: jax.jvp(gradient, primals, v)[1])(*tangents)
+    expected = jax.jvp(jax.grad(plain, (0, 1, 2)), primals, tangents)[1]
+    for one, other in zip(product, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
 
 
 # --------------------------------------------------------------------------- products of matrices
