@@ -28,10 +28,7 @@ def plain(x, w, bias, reduction="mean"):
     return losses.mean() if reduction == "mean" else losses
 
 
-SOME_MODES = [
-    *("jvp", "vmap(vjp)", "vjp(scan)", "vjp(checkpoint)"),
-    *("jacfwd(jacrev)", "jacrev(jacfwd)", "jacrev(jacrev)"),
-]
+SOME_MODES = ["vjp(scan)", "jacfwd(jacrev)", "jacrev(jacrev)"]
 
 
 @pytest.mark.parametrize(("reduction", "modes"), [("mean", MODES), ("none", SOME_MODES)])
@@ -44,10 +41,10 @@ def test_every_mode(reduction, modes):
     )
 
 
-@pytest.mark.parametrize("batched", ["x", "w", "labels", "all"])
+@pytest.mark.parametrize("batched", ["x", "w", "labels"])
 def test_vmap_is_a_loop(batched):
     arguments = {"x": X, "w": W, "labels": LABELS}
-    axes = {name: 0 if batched in (name, "all") else None for name in arguments}
+    axes = {name: 0 if batched == name else None for name in arguments}
     other = {"x": 2 * X, "w": W[:, ::-1], "labels": LABELS[::-1]}
     call = lambda x, w, labels: jaxsoft.linear_cross_entropy(x, w, labels, **CHUNKS)
     gradient = jax.jit(jax.value_and_grad(call, (0, 1)))
@@ -213,16 +210,6 @@ def test_memory_of_a_hessian_vector_product(product):
     assert temporary(product) < LOGITS / 2
 
 
-@pytest.mark.parametrize(
-    ("fun", "vocab_chunk"),
-    [
-        (by_both, None),
-        (hessian_product_by_both, None),
-        (reverse_over_reverse, None),
-        (reverse_over_reverse, 4096),
-    ],
-)
-def test_memory_does_not_grow_with_tokens_times_classes(fun, vocab_chunk):
-    options = {} if vocab_chunk is None else {"vocab_chunk": vocab_chunk}
-    once, twice = (temporary(fun, tokens, **options) for tokens in (TOKENS, 2 * TOKENS))
-    assert twice - once <= LOGITS / 32
+@pytest.mark.parametrize("fun", [hessian_product_by_both, reverse_over_reverse])
+def test_memory_does_not_grow_with_tokens_times_classes(fun):
+    assert temporary(fun, 2 * TOKENS) - temporary(fun) <= LOGITS / 32
