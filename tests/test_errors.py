@@ -154,6 +154,72 @@ def test_ignore_index_with_targets():
     fails(ValueError, message, jaxsoft.cross_entropy, X, X, ignore_index=0)
 
 
+W = jnp.zeros((3, 5))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "x must be an array or a number, got list", {"x": [[1.0]]}),
+        (TypeError, "x must be real, got dtype complex128", {"x": X.astype(complex)}),
+        (ValueError, "x must have an axis of features, got shape ()", {"x": 1.0}),
+        (TypeError, "w must be an array or a number, got NoneType", {"w": None}),
+        (TypeError, "w must be real, got dtype complex128", {"w": W.astype(complex)}),
+        (ValueError, "w must have shape (3, n) (x (4, 3) @ w), got (5, 3)", {"w": W.T}),
+        (ValueError, "w must have shape (3, n) (x (4, 3) @ w), got (3,)", {"w": W[:, 0]}),
+        (TypeError, "labels must be an array or a number, got list", {"labels": [0, 1, 2, 0]}),
+        (TypeError, "labels must be integers, got dtype float64", {"labels": X[:, 0]}),
+        (TypeError, "labels must be integers, got dtype bool", {"labels": ROWS == 0}),
+        (
+            ValueError,
+            "labels must have shape (4,) (x without its last axis), got (4, 1)",
+            {"labels": ROWS[:, None]},
+        ),
+        (
+            ValueError,
+            "bias must have shape (5,) (one for each class), got (1, 5)",
+            {"bias": jnp.zeros((1, 5))},
+        ),
+        (TypeError, "bias must be an array or a number, got list", {"bias": [0.0] * 5}),
+        (
+            ValueError,
+            "class_weights must have shape (5,) (one weight per class), got (4,)",
+            {"class_weights": jnp.ones(4)},
+        ),
+        (
+            ValueError,
+            "weights must broadcast to (4,) (the shape of labels), got (5,)",
+            {"weights": jnp.ones(5)},
+        ),
+        (ValueError, "weights must be 0 or more, got -1.0", {"weights": -1.0}),
+        (TypeError, "ignore_index must be an integer, got float", {"ignore_index": 1.0}),
+        (ValueError, "label_smoothing must lie in [0, 1], got 1.5", {"label_smoothing": 1.5}),
+        (ValueError, "z_loss must lie in [0, inf), got -1", {"z_loss": -1}),
+        (ValueError, "softcap must lie in (0, inf), got 0", {"softcap": 0}),
+        (ValueError, "temperature must be positive, got 0.0", {"temperature": 0.0}),
+        (
+            ValueError,
+            "temperature must broadcast to (4, 1) "
+            "((4, 5) with the reduced axes (1,) of size 1), got (4,)",
+            {"temperature": jnp.ones(4)},
+        ),
+        (
+            ValueError,
+            "reduction must be one of mean, sum, none, got 'median'",
+            {"reduction": "median"},
+        ),
+        (ValueError, "reduction must be one of mean, sum, none, got None", {"reduction": None}),
+        (ValueError, "token_chunk must be 1 or more, got 0", {"token_chunk": 0}),
+        (ValueError, "vocab_chunk must be 1 or more, got -8", {"vocab_chunk": -8}),
+        (TypeError, "vocab_chunk must be an integer or None, got float", {"vocab_chunk": 8.0}),
+        (TypeError, "token_chunk must be an integer or None, got str '8'", {"token_chunk": "8"}),
+    ],
+)
+def test_linear_cross_entropy(error, message, arguments):
+    given = {"x": X, "w": W, "labels": ROWS} | arguments
+    fails(error, f"linear_cross_entropy: {message}", jaxsoft.linear_cross_entropy, **given)
+
+
 def test_two_arrays():
     message = "kl_divergence: y must have shape (4, 3) (the shape of x), got (3,)"
     fails(ValueError, message, jaxsoft.kl_divergence, X, X[0])

@@ -1,0 +1,215 @@
+"""linear_cross_entropy in every mode, and what it computes and holds."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+from jaxsoft.testing import MODES, assert_derivatives
+
+RNG = np.random.default_rng(0)
+X, W, BIAS = RNG.normal(size=(3, 2)), RNG.normal(size=(2, 5)), RNG.normal(size=5)
+LABELS = np.array([4, 1, 0])
+CHUNKS = {"token_chunk": 2, "vocab_chunk": 2}
+
+
+def fused(x, w, bias, reduction="mean", **options):
+    options = CHUNKS | options
+    return jaxsoft.linear_cross_entropy(x, w, LABELS, bias=bias, reduction=reduction, **options)
+
+
+def plain(x, w, bias, reduction="mean"):
+    z = x @ w + bias[None]
+    losses = jnp.log(jnp.exp(z).sum(1)) - z[jnp.arange(3), LABELS]
+    return losses.mean() if reduction == "mean" else losses
+
+
+SOME_MODES = ["vjp(scan)", "jacfwd(jacrev)", "jacrev(jacrev)"]
+
+
+@pytest.mark.parametrize(("reduction", "modes"), [("mean", MODES), ("none", SOME_MODES)])
+def test_every_mode(reduction, modes):
+    assert_derivatives(
+        functools.partial(fused, reduction=reduction),
+        *map(jnp.asarray, (X, W, BIAS)),
+        reference=functools.partial(plain, reduction=reduction),
+        modes=modes,
+    )
+
+
+@pytest.mark.parametrize("batched", ["x", "w", "labels"])
+def test_vmap_is_a_loop(batched):
+    arguments = {"x": X, "w": W, "labels": LABELS}
+    axes = {name: 0 if batched == name else None for name in arguments}
+    other = {"x": 2 * X, "w": W[:, ::-1], "labels": LABELS[::-1]}
+    call = lambda x, w, labels: jaxsoft.linear_cross_entropy(x, w, labels, **CHUNKS)
+    gradient = jax.jit(jax.value_and_grad(call, (0, 1)))
+    rows = [arguments, {n: arguments[n] if axes[n] is None else other[n] for n in arguments}]
+    stacked = [
+        arguments[name] if axis is None else np.stack([row[name] for row in rows])
+        for name, axis in axes.items()
+    ]
+    mapped = jax.jit(jax.vmap(gradient, tuple(axes.values())))(*stacked)
+    looped = jax.tree.map(lambda *leaf: np.stack(leaf), *(gradient(*row.values()) for row in rows))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-15)
+    jax.tree.map(close, mapped, looped)
+
+
+def test_one_program_for_all_values_of_the_options(caplog):
+    x = RNG.normal(size=(6, 2))  # a shape that no other test has compiled
+    call = functools.partial(jaxsoft.linear_cross_entropy, x, W, np.zeros(6, int), **CHUNKS)
+    compiled = []
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for value in (0.1, 0.2):
+            caplog.clear()
+            call(z_loss=value, temperature=1 + value, softcap=value, label_smoothing=value)
+            compiled.append("_linear_cross_entropy" in caplog.text)
+    assert compiled == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("token_chunk", "vocab_chunk", "kept"), [(None, None, None), (1, 9, None), (2, None, 2)]
+)
+def test_a_hessian_vector_product(token_chunk, vocab_chunk, kept, monkeypatch):
+    if kept is not None:  # several chunks of classes, whose logits are kept, as of a large layer
+        monkeypatch.setattr("jaxsoft._linear_cross_entropy._CLASSES", kept)
+    chunks = {"token_chunk": token_chunk, "vocab_chunk": vocab_chunk}
+    gradient = jax.grad(functools.partial(fused, **chunks), (0, 1, 2))
+    primals = X, W, BIAS
+    tangents = RNG.normal(size=X.shape), W[:, ::-1].copy(), BIAS + 1
+    product = jax.jit(lambda *v: jax.jvp(gradient, primals, v)[1])(*tangents)
+    expected = jax.jvp(jax.grad(plain, (0, 1, 2)), primals, tangents)[1]
+    for one, other in zip(product, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+
+
+# --------------------------------------------------------------------------- products of matrices
+
+
+def multiplications(jaxpr):
+    """How many multiplications the products of matrices in it take, in all turns of its loops."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            lengths = [eqn.invars[0].aval.shape[axis] for axis in contracted]
+            count += math.prod(eqn.outvars[0].aval.shape) * math.prod(lengths)
+        inner = jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        )
+        inner = [getattr(leaf, "jaxpr", leaf) for leaf in inner]
+        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        count += turns * sum(multiplications(leaf) for leaf in inner if hasattr(leaf, "eqns"))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("reduction", "argnums", "vocab_chunk", "wanted"),
+    [
+        ("mean", (), None, 1),
+        ("sum", (), 8, 1),
+        ("none", (), None, 1),
+        ("mean", (0, 1), None, 3),
+        ("sum", (0, 1), None, 3),
+        ("mean", (0,), None, 2),
+        ("mean", (1,), None, 2),
+        ("mean", (2,), None, 1),
+        ("mean", (0, 1), 8, 4),
+        ("none", (0, 1), None, 4),
+    ],
+)
+@pytest.mark.parametrize("token_chunk", [None, 16])
+def test_products_of_matrices(reduction, argnums, vocab_chunk, wanted, token_chunk):
+    x, w, labels = jnp.ones((64, 4)), jnp.ones((4, 32)), jnp.zeros(64, int)
+
+    def call(x, w, bias):
+        return jaxsoft.linear_cross_entropy(
+            x,
+            w,
+            labels,
+            bias=bias,
+            reduction=reduction,
+            token_chunk=token_chunk,
+            vocab_chunk=vocab_chunk,
+        ).sum()
+
+    fun = jax.value_and_grad(call, argnums) if argnums else call
+    count = multiplications(jax.make_jaxpr(fun)(x, w, jnp.ones(32)).jaxpr)
+    assert count == wanted * 64 * 4 * 32
+
+
+# ------------------------------------------------------------------------------------- memory
+
+TOKENS, D, N = 2048, 256, 32768
+LOGITS = 4 * TOKENS * N  # bytes
+
+
+@functools.cache
+def temporary(fun, tokens=TOKENS, **options):
+    """Bytes of temporary memory for so many tokens, in float32; nothing is executed."""
+    shapes = ((tokens, D), jnp.float32), ((D, N), jnp.float32), ((tokens,), jnp.int32)
+    given = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    loss = functools.partial(jaxsoft.linear_cross_entropy, **options)
+    compiled = jax.jit(functools.partial(fun, loss)).lower(*given).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def value(loss, *given):
+    return loss(*given)
+
+
+def by_x(loss, *given):
+    return jax.value_and_grad(loss)(*given)
+
+
+def by_both(loss, *given):
+    return jax.value_and_grad(loss, (0, 1))(*given)
+
+
+def with_logits(loss, *given):
+    optax = pytest.importorskip("optax")
+
+    def mean(x, w, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(x @ w, labels).mean()
+
+    return by_both(mean, *given)
+
+
+def hessian_product_by_w(loss, x, w, labels):
+    return jax.jvp(lambda w: jax.grad(loss, 1)(x, w, labels), (w,), (w,))[1]
+
+
+def hessian_product_by_both(loss, x, w, labels):
+    gradient = jax.grad(loss, (0, 1))
+    return jax.jvp(lambda x, w: gradient(x, w, labels), (x, w), (x, w))[1]
+
+
+def reverse_over_reverse(loss, x, w, labels):
+    return jax.grad(lambda w: jnp.sum(jax.grad(loss)(x, w, labels)))(w)
+
+
+def test_memory_of_value_and_gradient():
+    assert temporary(with_logits) >= LOGITS
+    assert temporary(by_both) <= temporary(with_logits) / 4
+    assert temporary(by_both, vocab_chunk=2048) <= temporary(with_logits) / 10
+    assert temporary(value) < temporary(by_both)
+
+
+def test_no_gradient_of_the_weight_unless_asked_for():
+    # With both chunks smaller than that; without, the gradient is made where it is returned.
+    assert temporary(by_x, vocab_chunk=2048) < 4 * D * N
+    assert temporary(by_x) <= temporary(by_both)
+
+
+@pytest.mark.parametrize("product", [hessian_product_by_w, hessian_product_by_both])
+def test_memory_of_a_hessian_vector_product(product):
+    assert temporary(product) < LOGITS / 2
+
+
+@pytest.mark.parametrize("fun", [hessian_product_by_both, reverse_over_reverse])
+def test_memory_does_not_grow_with_tokens_times_classes(fun):
+    assert temporary(fun, 2 * TOKENS) - temporary(fun) <= LOGITS / 32
