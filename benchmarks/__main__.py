@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the time of jaxsoft against jax.nn and optax, in turns in one process."""
+"""`python -m benchmarks`: jaxsoft against jax.nn and optax, in turns in one process."""
 
 import argparse
 import dataclasses
@@ -10,10 +10,12 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import TypeVar
 
 import jax
 
 import jaxsoft
+from benchmarks import linear
 from jaxsoft._demo.timing import QUANTITIES, Shape, Timing, arguments, timing
 
 SHAPES: tuple[Shape, ...] = (
@@ -26,6 +28,8 @@ SHAPES: tuple[Shape, ...] = (
 QUICK_SHAPES: tuple[Shape, ...] = ((20_000, 10), (256, 1000), (16, 50_304))
 EAGER_SHAPE: Shape = (8, 10)
 DTYPES = ("float32", "bfloat16")
+
+T = TypeVar("T")
 
 _WIDTH = 160  # in a narrower console rich would cut the ratios
 _LEAST_ROUNDS = 6
@@ -118,7 +122,9 @@ def header() -> str:
     """The device and the versions, in one line."""
     device = jax.devices()[0]
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax"))
+    optional = [name for name in linear.OPTIONAL if importlib.util.find_spec(name) is not None]
+    names = ("jax", "jaxlib", "optax", *optional)
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     python = platform.python_version()
     return f"{kind}; jaxsoft {jaxsoft.__version__}, {packages}, Python {python}"
 
@@ -146,6 +152,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for grid in grids(timings):
         print()
         print(show(grid))
+    of_vocabulary = linear.cases(quick=options.quick)
+    print()
+    print(linear.CAPTION, flush=True)
+    measured = [
+        linear.measure(case, seconds, options.seed)
+        for case in (_tracked(of_vocabulary) if rich else of_vocabulary)
+    ]
+    rows = (row for result in measured for row in result.rows)
+    print()
+    print(show(Grid("large vocabulary", linear.COLUMNS, tuple(rows))))
+    left_out = dict.fromkeys(line for result in measured for line in result.left_out)
+    if left_out:
+        print("", *left_out, sep="\n")
     return 0
 
 
@@ -169,7 +188,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def _tracked(steps: Sequence[Cell]) -> Iterator[Cell]:
+def _tracked(steps: Sequence[T]) -> Iterator[T]:
     """Yields the steps; meanwhile a terminal shows a progress bar."""
     # Inside the function, for rich is optional.
     from rich.console import Console  # noqa: PLC0415
