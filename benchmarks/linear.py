@@ -130,6 +130,8 @@ def _optax(x: Array, w: Array, labels: Array) -> Array:
 
 def _tokamax(x: Array, w: Array, labels: Array) -> Array:
     loss = importlib.import_module("tokamax").linear_softmax_cross_entropy_loss
+    # It would take the options of this command for its own.
+    importlib.import_module("absl.flags").FLAGS.mark_as_parsed()
     return loss(x, labels, w, reduction="mean")
 
 
