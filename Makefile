@@ -45,7 +45,7 @@ format: $(VENV)/.installed-lint ## sort the imports, mend what can be mended, fo
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-demo ## compare speed with jax.nn and optax
+bench: $(VENV)/.installed-demo ## compare speed and memory with jax.nn and optax
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove the environments, the caches and what was built

@@ -1,1 +1,1 @@
-"""Speed of jaxsoft against jax.nn and optax: `python -m benchmarks`."""
+"""Speed and memory of jaxsoft against jax.nn and optax: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the time of jaxsoft against jax.nn and optax, in turns in one process."""
+"""`python -m benchmarks`: jaxsoft against jax.nn and optax, in turns in one process."""
 
 import argparse
 import dataclasses
@@ -8,14 +8,14 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
 import jax
 
 import jaxsoft
-from benchmarks import jacobian
+from benchmarks import jacobian, linear
 from jaxsoft._demo.timing import QUANTITIES, Shape, Timing, arguments, timing
 
 SHAPES: tuple[Shape, ...] = (
@@ -122,7 +122,9 @@ def header() -> str:
     """The device and the versions, in one line."""
     device = jax.devices()[0]
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax"))
+    optional = [name for name in linear.OPTIONAL if importlib.util.find_spec(name) is not None]
+    names = ("jax", "jaxlib", "optax", *optional)
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     python = platform.python_version()
     return f"{kind}; jaxsoft {jaxsoft.__version__}, {packages}, Python {python}"
 
@@ -141,25 +143,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(argv)
     seconds = options.seconds or (0.2 if options.quick else 2.0)
-    chosen: list[Cell | jacobian.Case] = [
-        *cells(quick=options.quick),
-        *jacobian.cases(quick=options.quick),
-    ]
     rich = importlib.util.find_spec("rich") is not None
     show = markdown if options.markdown else _as_rich if rich else plain
-    steps: Iterable[Cell | jacobian.Case] = _tracked(chosen) if rich else chosen
+    track = _tracked if rich else iter
     print(header())
     print(_CAPTION, flush=True)
-    timings: dict[Cell, Timing] = {}
-    of_jacobian = []
-    for step in steps:
-        if isinstance(step, Cell):
-            timings[step] = measure(step, seconds, options.seed)
-        else:
-            of_jacobian.append(jacobian.measure(step, options.seed))
-    for grid in (*grids(timings), Grid("Jacobian", jacobian.COLUMNS, tuple(of_jacobian))):
+    chosen, of_jacobian = cells(quick=options.quick), jacobian.cases(quick=options.quick)
+    timings = {cell: measure(cell, seconds, options.seed) for cell in track(chosen)}
+    norms = [jacobian.measure(case, options.seed) for case in track(of_jacobian)]
+    for grid in (*grids(timings), Grid("Jacobian", jacobian.COLUMNS, tuple(norms))):
         print()
         print(show(grid))
+    print()
+    print(linear.CAPTION, flush=True)
+    of_vocabulary = linear.cases(quick=options.quick)
+    measured = [linear.measure(case, seconds, options.seed) for case in track(of_vocabulary)]
+    rows = (row for result in measured for row in result.rows)
+    print()
+    print(show(Grid("large vocabulary", linear.COLUMNS, tuple(rows))))
+    left_out = dict.fromkeys(line for result in measured for line in result.left_out)
+    if left_out:
+        print("", *left_out, sep="\n")
     return 0
 
 

@@ -68,8 +68,8 @@ def linear_cross_entropy(
         reduction: "mean", which is 0 when the weights add up to 0; "sum"; or "none" for a loss for
             each example, times its weight.
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
-            more, so that a chunk of logits has about the size of w; four times as many where they
-            are made twice, with `vocab_chunk` and for "none".
+            more, so that a chunk of logits has about the size of w; twice as many where they are
+            made twice, with `vocab_chunk` and for "none".
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes.
@@ -151,7 +151,7 @@ def _sizes(
     d: int, n: int, reduction: Reduction, token_chunk: int | None, vocab_chunk: int | None
 ) -> Sizes:
     keep = vocab_chunk is None and reduction != "none"
-    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 4)
+    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 2)
     classes = vocab_chunk or math.ceil(n / max(1, round(n / _CLASSES)))
     return Sizes(tokens, classes, keep)
 

@@ -79,12 +79,13 @@ def _comparison(name: str, shape: Shape, dtype: str, seed: int, rounds: int) -> 
         shape=shape,
         dtype=dtype,
         **dataclasses.asdict(timing(own, peers, args, rounds=rounds)),
-        scratch_bytes=_scratch_bytes(own),
-        peer_scratch_bytes=_scratch_bytes(peers),
+        scratch_bytes=scratch_bytes(own),
+        peer_scratch_bytes=scratch_bytes(peers),
     )
 
 
-def _scratch_bytes(program: Any) -> int | None:
+def scratch_bytes(program: Any) -> int | None:
+    """The temporary memory of a compiled program, where XLA says."""
     try:
         return int(program.memory_analysis().temp_size_in_bytes)
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):

@@ -22,13 +22,13 @@ Computation = Callable[[Array, Array, Array], Any]  # of logits, a cotangent and
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The time of jaxsoft and of its peer.
+    """The time of a program and of its peer.
 
     Attributes:
-        seconds: median time of jaxsoft.
+        seconds: median time of the program.
         peer_seconds: median time of the peer.
-        ratio: median of the ratios of adjacent samples, jaxsoft over the peer: below 1 jaxsoft is
-            faster.
+        ratio: median of the ratios of samples of the same round, the program over the peer: below 1
+            the program is faster.
         low: the first quartile of these ratios.
         high: the third quartile.
     """
@@ -119,7 +119,23 @@ def timing(
     seconds: float = 0.0,
 ) -> Timing:
     """Times two programs in turns, for at least so many rounds and so many seconds."""
-    samples, peer_samples = _interleaved((own, peers), args, rounds, seconds)
+    return timings((own,), peers, args, rounds=rounds, seconds=seconds)[0]
+
+
+def timings(
+    programs: Sequence[Callable[..., Any]],
+    peer: Callable[..., Any],
+    args: tuple[Array, ...],
+    *,
+    rounds: int,
+    seconds: float = 0.0,
+) -> list[Timing]:
+    """Times programs in turns with one peer, as `timing` does for one of them."""
+    *samples, peer_samples = _interleaved((*programs, peer), args, rounds, seconds)
+    return [_compared(own_samples, peer_samples) for own_samples in samples]
+
+
+def _compared(samples: list[float], peer_samples: list[float]) -> Timing:
     ratios = [a / b for a, b in zip(samples, peer_samples, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Timing(
@@ -132,8 +148,8 @@ def timing(
 
 
 # Every round times each program once, and the first of one round is the last of the next: what
-# else runs on the machine, and what the caches hold, falls on both alike. So the number of rounds
-# is even.
+# else runs on the machine, and what the caches hold, falls on all alike. So the number of rounds is
+# even.
 def _interleaved(
     programs: Sequence[Callable[..., Any]], args: tuple[Array, ...], rounds: int, seconds: float
 ) -> list[list[float]]:
