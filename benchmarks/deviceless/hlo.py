@@ -10,7 +10,7 @@ What is counted, and how:
 - Of an array that is only sliced or gathered from, the entries taken are read. Within a fusion the
   part of each instruction that its users need is followed from the results to the parameters.
 - An update in place (dynamic-update-slice, scatter) of an array that the kernel is given writes the
-  entries updated, and a scatter reads them. Where that array must be kept, XLA has put a copy before
+  entries updated, and a scatter reads them. Where that array must be kept XLA has put a copy before
   it, which is a kernel of its own. An update of anything else writes all of its result.
 - A while loop runs its body as often as XLA has noted. Where it has not, the body counts once, and
   the total is a lower bound. A conditional counts the branch that moves most; a call, or an
