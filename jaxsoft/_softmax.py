@@ -12,8 +12,6 @@ from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 from jaxsoft import _axes, _checks, _logits, _rows
 from jaxsoft._autodiff import jvp_from_vjp
 
-_ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
-
 
 def softmax(
     x: Shaped[ArrayLike, "..."],
@@ -82,8 +80,8 @@ def _softmax(
 
     merged = _axes.merge_axes(x, axes)
     logits = _logits.keep_inputs(lambda: _logits.prepare(merged, axis, *options))
-    total = _rows.normalizer(logits, axis)
-    p, _ = probabilities(logits.z, logits.sink, logits.top, total, axis, x.dtype)
+    top, total = _rows.top_and_normalizer(logits, axis)
+    p, _ = probabilities(logits.z, logits.sink, top, total, axis, x.dtype)
     return _axes.unmerge_axes(p, axes, shape)
 
 
@@ -157,7 +155,7 @@ def jacobian_product(
             derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
     product = functools.partial(_jacobian_product, axis=axis, free=free)
-    if p_sink is not None or axis != p.ndim - 1 or p.shape[axis] > _ONE_KERNEL:
+    if p_sink is not None or axis != p.ndim - 1 or p.shape[axis] > _rows.ONE_KERNEL:
         return product(p, v, spread, p_sink, v_sink, sum_of=_sum)
 
     def with_sum(sum_of: _Sum) -> Callable[[Array, Array, Array], Array]:
