@@ -283,20 +283,23 @@ def _started(instruction: Instruction, computation: Computation) -> Instruction:
 def _parts_of_parameters(fused: Computation, count: int) -> list[float]:
     """The part of each parameter that a fusion reads, from 0 to 1."""
     needed: dict[str, float] = collections.defaultdict(float)
-    in_place = {result.name for result in _results(fused) if _in_place(result, fused)}
+    updates = {result.name for result in _results(fused) if _in_place(result, fused)}
     parts = [0.0] * count
     for instruction in reversed(fused.values()):
         part = 1.0 if instruction.is_root else min(1.0, needed[instruction.name])
         if instruction.opcode == "parameter":
             parts[int(instruction.argument)] = part
         operands = [fused[name] for name in instruction.operands]
-        updates = instruction.name in in_place
+        in_place = instruction.name in updates
+        needs: dict[str, float] = {}  # an operand that is given twice is needed once
         for operand, need in zip(
             operands,
-            _parts_of_operands(instruction, part, operands, in_place=updates),
+            _parts_of_operands(instruction, part, operands, in_place=in_place),
             strict=True,
         ):
-            needed[operand.name] += need
+            needs[operand.name] = max(need, needs.get(operand.name, 0.0))
+        for name, need in needs.items():
+            needed[name] += need
     return parts
 
 
