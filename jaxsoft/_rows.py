@@ -62,7 +62,7 @@ def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None
     """
     z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
 
-    def by_default(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
+    def by_sum(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
         if index is None:
             index = jnp.argmax(z, axis)
         # Without the barrier XLA copies the sum into each use that the functions of the row make.
@@ -75,10 +75,11 @@ def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None
         # any other its rounding is that of Z.
         return Row(top, rest + (apart - 1))
 
-    def by_cuda(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
+    def at_once(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
         return in_one_pass(z, sink, axis)
 
-    return lax.platform_dependent(z, top, sink, index, cuda=by_cuda, default=by_default)
+    # On a CPU the exponentials take the time, elsewhere the memory.
+    return lax.platform_dependent(z, top, sink, index, cpu=by_sum, default=at_once)
 
 
 def top_and_normalizer(
@@ -86,18 +87,18 @@ def top_and_normalizer(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """m and Z, for where the accuracy of Z - 1 does not matter: constants."""
 
-    def by_default(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
+    def by_sum(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
         total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
         return top, total if sink is None else total + jnp.exp(sink - top)
 
-    def by_cuda(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
+    def at_once(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
         row = in_one_pass(z, sink, axis)
         return row.top, row.normalizer
 
     constants = lax.stop_gradient((logits.z, logits.top, logits.sink))
     if logits.z.shape[axis] <= ONE_KERNEL:
-        return by_default(*constants)
-    return lax.platform_dependent(*constants, cuda=by_cuda, default=by_default)
+        return by_sum(*constants)
+    return lax.platform_dependent(*constants, cpu=by_sum, default=at_once)
 
 
 def probabilities(
@@ -146,7 +147,11 @@ def other_exponentials(
 # A part of a row with the maximum m and Z - 1 = r, and one with M ≥ m and R, have together M and
 # R + (1 + r) exp(m - M): sums of positive terms. One entry has r = 0, and no entry at all r = -1.
 def in_one_pass(z: Float[Array, "..."], sink: Float[Array, "..."] | None, axis: int) -> Row:
-    """The statistics, with one reading of the logits, which on a GPU is what takes the time."""
+    """The statistics, from one reading of the logits.
+
+    Its error grows with the number of entries that are taken one after another, as that of a sum
+    does: some tens on a GPU, but all of a row on a CPU.
+    """
     nothing = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), jnp.asarray(-1, z.dtype)
     top, rest = lax.reduce((z, jnp.zeros_like(z)), nothing, _united, (axis,))
     if sink is not None:

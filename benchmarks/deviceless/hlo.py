@@ -285,7 +285,7 @@ def _parts_of_parameters(fused: Computation, count: int) -> list[float]:
     needed: dict[str, float] = collections.defaultdict(float)
     updates = {result.name for result in _results(fused) if _in_place(result, fused)}
     parts = [0.0] * count
-    for instruction in reversed(fused.values()):
+    for instruction in reversed(list(fused.values())):
         part = 1.0 if instruction.is_root else min(1.0, needed[instruction.name])
         if instruction.opcode == "parameter":
             parts[int(instruction.argument)] = part
