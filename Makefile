@@ -9,6 +9,7 @@ WORKERS ?= logical
 # Given to the command that a target runs: make test ARGS="-k jacobian", make demo ARGS=--quick
 ARGS ?=
 
+DEVICELESS_VENV := .venv-deviceless
 OLDEST_VENV := .venv-oldest
 OLDEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $(PYTHON))
 # The lowest that the lowest jax accepts on Python 3.11 and 3.12.
@@ -17,11 +18,11 @@ OLDEST_NUMPY := numpy==1.26.0 scipy==1.11.2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest fuzz lint format bench clean
+.PHONY: help demo test test-oldest fuzz lint format bench bench-deviceless clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-	while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+	while IFS='|' read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
 
 demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this machine
 	$(BIN)/python -m jaxsoft $(ARGS)
@@ -48,8 +49,12 @@ format: $(VENV)/.installed-lint ## sort the imports, mend what can be mended, fo
 bench: $(VENV)/.installed-demo ## compare speed and memory with jax.nn and optax
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-deviceless: $(DEVICELESS_VENV)/.installed ## count what an H100 would run, without one
+	$(DEVICELESS_VENV)/bin/python -m benchmarks.deviceless $(ARGS)
+
 clean: ## remove the environments, the caches and what was built
-	rm -rf $(VENV) $(OLDEST_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEVICELESS_VENV) $(OLDEST_VENV) build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra: they share the environment, in any order, and a second run installs
@@ -62,6 +67,14 @@ $(VENV)/.created:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "jaxsoft needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# An environment of its own, for with these compilers installed JAX looks for their devices.
+$(DEVICELESS_VENV)/.installed: pyproject.toml jaxsoft/__init__.py
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "jaxsoft needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(DEVICELESS_VENV)
+	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --editable ".[deviceless]"
 	@touch $@
 
 # The lower bounds of pyproject.toml, taken as exact versions.

@@ -17,8 +17,8 @@ from jaxsoft._online import Layer, Options, Statistics, Tokens
 
 Reduction = Literal["mean", "sum", "none"]
 
-# Chunks that were found fast on CPUs: so many classes make products of matrices that stay in the
-# cache, and fewer tokens than this make slow ones.
+# On a CPU so many classes make products of matrices that stay in the cache. Elsewhere every chunk of
+# classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
 _CLASSES = 4096
 _LEAST_TOKENS = 256
 
@@ -152,8 +152,8 @@ def _sizes(
 ) -> Sizes:
     keep = vocab_chunk is None and reduction != "none"
     tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 2)
-    classes = vocab_chunk or math.ceil(n / max(1, round(n / _CLASSES)))
-    return Sizes(tokens, classes, keep)
+    cached = math.ceil(n / max(1, round(n / _CLASSES)))
+    return Sizes(tokens, vocab_chunk or (cached if jax.default_backend() == "cpu" else n), keep)
 
 
 @functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "sizes"))

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxsoft._axes import one_hot, take
 from jaxsoft._logits import LONG, Logits
 
+ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
 _SHORT = 16  # the length of a short row
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
 
@@ -64,24 +65,44 @@ def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None
             `rest` is exact to the rounding of Z.
     """
     z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
-    if index is None:
-        index = jnp.argmax(z, axis)
-    # Without the barrier XLA copies the sum into each use that the functions of the row make of it.
-    rest, apart = lax.optimization_barrier(_divided_sum(z, top, index, axis))
-    if sink is not None:
-        # The larger of the two takes the place of the entry kept out.
-        of_sink = jnp.exp(sink - top)
-        rest, apart = rest + jnp.minimum(apart, of_sink), jnp.maximum(apart, of_sink)
-    # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For any
-    # other its rounding is that of Z.
-    return Row(top, rest + (apart - 1))
+
+    def by_sum(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
+        if index is None:
+            index = jnp.argmax(z, axis)
+        # Without the barrier XLA copies the sum into each use that the functions of the row make.
+        rest, apart = lax.optimization_barrier(_divided_sum(z, top, index, axis))
+        if sink is not None:
+            # The larger of the two takes the place of the entry kept out.
+            of_sink = jnp.exp(sink - top)
+            rest, apart = rest + jnp.minimum(apart, of_sink), jnp.maximum(apart, of_sink)
+        # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For
+        # any other its rounding is that of Z.
+        return Row(top, rest + (apart - 1))
+
+    def at_once(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
+        return in_one_pass(z, sink, axis)
+
+    # On a CPU the exponentials take the time, elsewhere the memory.
+    return lax.platform_dependent(z, top, sink, index, cpu=by_sum, default=at_once)
 
 
-def normalizer(logits: Logits, axis: int) -> Float[Array, "..."]:
-    """Z = Σ exp(z - m), for where the accuracy of Z - 1 does not matter: a constant."""
-    z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
-    total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
-    return total if sink is None else total + jnp.exp(sink - top)
+def top_and_normalizer(
+    logits: Logits, axis: int
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """m and Z, for where the accuracy of Z - 1 does not matter: constants."""
+
+    def by_sum(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
+        total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
+        return top, total if sink is None else total + jnp.exp(sink - top)
+
+    def at_once(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
+        row = in_one_pass(z, sink, axis)
+        return row.top, row.normalizer
+
+    constants = lax.stop_gradient((logits.z, logits.top, logits.sink))
+    if logits.z.shape[axis] <= ONE_KERNEL:
+        return by_sum(*constants)
+    return lax.platform_dependent(*constants, cpu=by_sum, default=at_once)
 
 
 def probabilities(
@@ -125,6 +146,31 @@ def other_exponentials(
     if _chunk_count(z.shape[axis]) > 1:
         return by_selection(exponentials, index)
     return lax.platform_dependent(exponentials, index, cpu=by_scatter, default=by_selection)
+
+
+# A part of a row with the maximum m and Z - 1 = r, and one with M ≥ m and R, have together M and
+# R + (1 + r) exp(m - M): sums of positive terms. One entry has r = 0, and no entry at all r = -1.
+def in_one_pass(z: Float[Array, "..."], sink: Float[Array, "..."] | None, axis: int) -> Row:
+    """The statistics, from one reading of the logits.
+
+    Its error grows with the number of entries that are taken one after another, as that of a sum
+    does: some tens on a GPU, but all of a row on a CPU.
+    """
+    nothing = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), jnp.asarray(-1, z.dtype)
+    top, rest = lax.reduce((z, jnp.zeros_like(z)), nothing, _united, (axis,))
+    if sink is not None:
+        top, rest = _united((top, rest), (sink, jnp.zeros_like(sink)))
+    # A row with +inf is NaN.
+    return Row(top, jnp.where(top == jnp.inf, jnp.nan, rest))
+
+
+def _united(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The maximum, and Z - 1, of two parts of a row together."""
+    (top, rest), (other_top, other_rest) = a, b
+    gap = jnp.where(top == other_top, 0, -jnp.abs(top - other_top))  # 0 also between infinities
+    first = top >= other_top
+    larger, smaller = jnp.where(first, rest, other_rest), jnp.where(first, other_rest, rest)
+    return jnp.maximum(top, other_top), larger + (1 + smaller) * jnp.exp(gap)
 
 
 def _divided_sum(

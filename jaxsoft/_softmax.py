@@ -1,7 +1,7 @@
 """softmax, its rule, and the products with its Jacobian."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -92,8 +92,8 @@ def of_rows(
 ) -> tuple[Array, Array | None]:
     """The probabilities along one axis, and that of the sink, which is without the axis."""
     logits = _logits.keep_inputs(lambda: _logits.prepare(x, axis, where, temperature, sink))
-    total = _rows.normalizer(logits, axis)
-    return probabilities(logits.z, logits.sink, logits.top, total, axis, dtype)
+    top, total = _rows.top_and_normalizer(logits, axis)
+    return probabilities(logits.z, logits.sink, top, total, axis, dtype)
 
 
 # The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the
@@ -165,13 +165,50 @@ def jacobian_product(
             p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), with a last term that is 0 for probabilities while its
             derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
+    product = functools.partial(_jacobian_product, axis=axis, free=free)
+    if p_sink is not None or axis != p.ndim - 1 or p.shape[axis] > _rows.ONE_KERNEL:
+        return product(p, v, spread, p_sink, v_sink, sum_of=_sum)
+
+    def with_sum(sum_of: _Sum) -> Callable[[Array, Array, Array], Array]:
+        return lambda p, v, spread: product(p, v, spread, None, None, sum_of=sum_of)[0]
+
+    by_cuda, by_default = with_sum(_sum_for_each), with_sum(_sum)
+    return lax.platform_dependent(p, v, spread, cuda=by_cuda, default=by_default), None
+
+
+# A sum over the classes is an array without their axis. On a GPU it is repeated for each of them:
+# of rows that fit into one XLA makes a single kernel with any number of sums, three passes over
+# memory in all, but only where every sum meets the very array that is summed.
+_Sum = Callable[[Array, int], Array]
+
+
+def _sum(terms: Array, axis: int) -> Array:
+    return jnp.sum(terms, axis)
+
+
+def _sum_for_each(terms: Array, axis: int) -> Array:
+    return 0 * terms + jnp.sum(terms, axis, keepdims=True)
+
+
+def _jacobian_product(
+    p: Array,
+    v: Array,
+    spread: Array,
+    p_sink: Array | None,
+    v_sink: Array | None,
+    *,
+    axis: int,
+    free: bool,
+    sum_of: _Sum,
+) -> tuple[Array, Array | None]:
     dtype = _logits.compute_dtype(p.dtype)
 
     def across(of_row: Array) -> Array:
-        return jnp.expand_dims(of_row.astype(dtype), axis)
+        of_row = of_row.astype(dtype)
+        return of_row if of_row.ndim == p.ndim else jnp.expand_dims(of_row, axis)
 
     def total(terms: Iterable[Array]) -> Array:
-        return functools.reduce(jnp.add, (jnp.sum(term, axis) for term in terms))
+        return functools.reduce(jnp.add, (sum_of(term, axis) for term in terms))
 
     # The classes, and the sink as one more.
     ps, vs = [p.astype(dtype)], [v.astype(dtype)]
@@ -185,6 +222,7 @@ def jacobian_product(
     excess = total(products)
     if free:
         missing = defect(ps[0], axis)
+        missing = missing if minus_mean.ndim < p.ndim else across(missing)
         excess += minus_mean * missing
         products[0] -= ps[0] * across(minus_centre * missing)
     product, *rest = (

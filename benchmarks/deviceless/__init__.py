@@ -1,0 +1,1 @@
+"""What accelerators would run, without one: `python -m benchmarks.deviceless`."""

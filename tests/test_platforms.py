@@ -1,0 +1,141 @@
+"""What runs elsewhere than on a CPU, run on a CPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoft
+from jaxsoft import _rows, _softmax
+from jaxsoft.testing import error_in_eps
+from tests.exact import Exact, rows
+
+INF, NAN = np.inf, np.nan
+TABLE = {
+    (dtype, name): row
+    for dtype in ("float32", "float64")
+    for name, row in rows(dtype).items()
+    if row.size <= 1000
+} | {
+    # A sum that is scaled anew with every entry.
+    ("float32", "ascending slowly"): np.linspace(0, 1e-3, 1000, dtype=np.float32),
+    ("float32", "ascending"): np.linspace(0, 30, 1000, dtype=np.float32),
+    ("float32", "descending"): np.linspace(30, 0, 1000, dtype=np.float32),
+}
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+@jax.jit
+def folded_statistics(z):
+    """The statistics as a GPU takes them: 16 entries one after another, and the sums by pairs."""
+    columns = -(-z.size // 16)
+    z = jnp.pad(z, (0, 16 * columns - z.size), constant_values=-jnp.inf).reshape(16, columns)
+    parts = tuple(_rows.in_one_pass(z, None, 0))
+    while parts[0].size > 1:
+        half = parts[0].size // 2
+        left, right, odd = (
+            [a[i] for a in parts] for i in (np.s_[:half], np.s_[half : 2 * half], np.s_[2 * half :])
+        )
+        united = _rows._united(tuple(left), tuple(right))
+        parts = tuple(jnp.concatenate(pair) for pair in zip(united, odd, strict=True))
+    return [a[0] for a in parts]
+
+
+@pytest.mark.parametrize(("dtype", "name"), TABLE)
+def test_statistics_in_one_pass(dtype, name):
+    exact = Exact(TABLE[dtype, name])
+    top, rest = folded_statistics(exact.row)
+    assert float(top) == float(exact.top)
+    others = exact.total - 1
+    if others == 0:
+        assert rest == 0
+    else:
+        assert error_in_eps(rest, others) <= 4 + exact.gaps.max() / 2
+
+
+@pytest.mark.parametrize(
+    ("row", "top", "rest"),
+    [
+        ([-INF, -INF, -INF], np.finfo(np.float32).min, -1),
+        ([-INF, 2, -INF], 2, 0),
+        ([3, -INF, 3], 3, 1),
+        ([INF, 0, 1], INF, NAN),
+        ([INF, INF, -INF], INF, NAN),
+        ([0, NAN, -INF], NAN, NAN),
+        ([INF, NAN, 1], NAN, NAN),
+    ],
+)
+def test_statistics_of_rows_at_the_edges(row, top, rest):
+    for order in (row, row[::-1]):
+        found = _rows.in_one_pass(jnp.asarray(order, jnp.float32), None, 0)
+        np.testing.assert_array_equal(found.top, np.float32(top))
+        np.testing.assert_array_equal(found.rest, np.float32(rest))
+
+
+@pytest.mark.parametrize("sink", [-INF, -40.0, 0.0, 2.0, 40.0])
+@pytest.mark.parametrize("row", [[1.0, 2.0, -1.0], [-INF, -INF, -INF], [20.0, -INF, 0.0]])
+def test_a_sink_is_one_more_entry(row, sink):
+    row, sink = jnp.asarray(row, jnp.float32), jnp.asarray(sink, jnp.float32)
+    with_sink = _rows.in_one_pass(row, sink, 0)
+    longer = _rows.in_one_pass(jnp.append(row, sink), None, 0)
+    np.testing.assert_array_equal(with_sink, longer)
+
+
+def reductions(platform, function, *args):
+    """How many reductions the program for a platform has."""
+    lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+    return lowered.as_text().count("stablehlo.reduce(")
+
+
+def test_other_platforms_read_the_logits_once():
+    x, labels = jnp.zeros((3, 20_000), jnp.float32), jnp.zeros(3, jnp.int32)
+    for function, args in ((jaxsoft.cross_entropy, (x, labels)), (jaxsoft.softmax, (x,))):
+        assert reductions("cpu", function, *args) >= 2
+        # The maximum is made ready with the logits, and not used.
+        assert reductions("cuda", function, *args) == 2
+
+
+# ------------------------------------------------------------------------ products with Jacobians
+
+
+def product_on_a_gpu(p, v):
+    """J v with the sums that make one kernel of it."""
+    spread = _softmax.undominated(jnp.max(p, 0))
+    options = {"axis": 0, "free": False, "sum_of": _softmax._sum_for_each}
+    product, _ = _softmax._jacobian_product(p, v, spread, None, None, **options)
+    return product
+
+
+@jax.jit
+def pulled_back(row, v):
+    return product_on_a_gpu(jaxsoft.softmax(row), v)
+
+
+@jax.jit
+def pushed_forward(row, v):
+    """By the transpose, as `jvp_from_vjp` takes it."""
+    pullback = functools.partial(product_on_a_gpu, jaxsoft.softmax(row))
+    return jax.linear_transpose(pullback, v)(v)[0]
+
+
+@pytest.mark.parametrize("name", [name for dtype, name in TABLE if dtype == "float32"])
+def test_product_with_the_jacobian(name):
+    dtype, row = "float32", TABLE["float32", name]
+    exact = Exact(row[:: -(-row.size // 128)])
+    noise = np.random.default_rng(1).normal(size=exact.row.size).astype(dtype)
+    hot = np.eye(1, exact.row.size, int(np.argmax(exact.row)))[0].astype(dtype)
+    smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    for v, functions in (
+        (noise, (pulled_back, pushed_forward)),
+        (hot, (pulled_back, pushed_forward)),
+        (noise + np.asarray(1000, dtype), (pulled_back,)),
+    ):
+        product, spread = exact.jacobian_product(v)
+        for function in functions:
+            error = error_in_eps(
+                function(exact.row, v), product, scale=np.maximum(spread, smallest)
+            )
+            assert np.max(error) <= 8 + exact.gaps.max()
