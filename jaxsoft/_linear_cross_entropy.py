@@ -17,7 +17,7 @@ from jaxsoft._online import Layer, Options, Statistics, Tokens
 
 Reduction = Literal["mean", "sum", "none"]
 
-# On a CPU so many classes make products of matrices that stay in the cache. Elsewhere every chunk of
+# On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
 # classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
 _CLASSES = 4096
 _LEAST_TOKENS = 256

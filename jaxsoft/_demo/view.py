@@ -154,11 +154,14 @@ def _(section: Derivatives) -> RenderableType:
     if "jacfwd(jacrev)" in section.modes:
         sentences.append("fwd∘rev is jacfwd(jacrev).")
     note = Text(" ".join(sentences))
-    return _section("Every function in every mode", table, note)
+    table.show_edge = False  # all modes then fit into 80 columns
+    return _section("Every function in every mode", Padding(table, (1, 0)), note)
 
 
 def _column(mode: str) -> str:
     """The heading of a mode; a product has one, however it is transformed."""
+    if mode == "value":
+        return "out"
     for product in ("jvp", "vjp"):
         if product in mode:
             return product
