@@ -125,12 +125,17 @@ def _eigenvalues_jvp(
     value, offset = _eigenvalues(p, s0)
     changes = jnp.concatenate([dp, ds0[..., None]], -1)
 
-    # Without the checkpoint reverse mode would keep the slopes of all blocks, n² of them.
-    @jax.checkpoint
-    def change(k: Array) -> Array:
-        return jnp.sum(_slopes(p, s0, value, offset, k) * changes[..., None, :], -1)
+    def change(changes: Array) -> Array:
+        # Without the checkpoint reverse mode would keep the slopes of all blocks, n² of them.
+        @jax.checkpoint
+        def of_block(k: Array) -> Array:
+            return jnp.sum(_slopes(p, s0, value, offset, k) * changes[..., None, :], -1)
 
-    dvalue = _in_blocks(change, p)
+        return _in_blocks(of_block, p)
+
+    # Linear as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
+    _, linear = jax.linearize(change, jnp.zeros_like(changes))
+    dvalue = linear(changes)
     return (value, offset), (dvalue, dvalue - _origin(dp, offset))
 
 
