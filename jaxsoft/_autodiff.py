@@ -137,5 +137,14 @@ def _transposed_rule(
     )
 
 
+def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
+    """fun(x) for a linear function with loops, so that JAX can transpose it.
+
+    It can as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
+    """
+    _, linear = jax.linearize(fun, jnp.zeros_like(x))
+    return linear(x)
+
+
 def _is_inexact(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -168,19 +168,11 @@ def non_negative(
 
 def segments(function: str, ids: Any, count: Any, n: int) -> tuple[Array, int]:
     """Returns one segment id for each class, and the number of segments."""
-    ids = array(function, "segment_ids", ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"{function}: segment_ids must be integers, got dtype {ids.dtype}")
-    same_shape(function, "segment_ids", ids, (n,), "one for each class")
-    try:
-        number = operator.index(count)
-    except TypeError:
-        raise TypeError(
-            f"{function}: num_segments must be an integer, got {_described(count)}"
-        ) from None
+    ids = class_ids(function, "segment_ids", ids, (n,), "one for each class")
+    number = integer(function, "num_segments", count)
     if number < 0:
         raise ValueError(f"{function}: num_segments must be 0 or more, got {number}")
-    return wide_integer(ids), number
+    return ids, number
 
 
 def classes(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:
@@ -212,13 +204,22 @@ def labels(function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int
     return wide_integer(value)
 
 
-def class_ids(function: str, value: Any, shape: tuple[int, ...], of: str) -> Array:
+def class_ids(function: str, argument: str, value: Any, shape: tuple[int, ...], of: str) -> Array:
     """Returns class ids of the given shape."""
-    ids = array(function, "labels", value)
+    ids = array(function, argument, value)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"{function}: labels must be integers, got dtype {ids.dtype}")
-    same_shape(function, "labels", ids, shape, of)
+        raise TypeError(f"{function}: {argument} must be integers, got dtype {ids.dtype}")
+    same_shape(function, argument, ids, shape, of)
     return wide_integer(ids)
+
+
+def per_class(function: str, argument: str, value: Any, n: int, wanted: str) -> Array | None:
+    """Returns an option that has one value for each class, or None."""
+    if value is None:
+        return None
+    value = floating(function, argument, value)
+    same_shape(function, argument, value, (n,), wanted)
+    return value
 
 
 def matrix(function: str, argument: str, value: Array, x: Array) -> None:
@@ -236,28 +237,33 @@ def positive_or_none(function: str, argument: str, value: Any) -> int | None:
     """Returns a positive integer, or None."""
     if value is None:
         return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{function}: {argument} must be an integer or None, got {_described(value)}"
-        ) from None
+    number = integer(function, argument, value, "an integer or None")
     if number < 1:
         raise ValueError(f"{function}: {argument} must be 1 or more, got {number}")
     return number
 
 
-def ignore_index(function: str, value: Any, labels: Array) -> int:
-    """Returns the label to ignore as an integer."""
+def integer(function: str, argument: str, value: Any, wanted: str = "an integer") -> int:
+    """Returns a Python integer, or raises `TypeError`."""
     try:
-        index = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{function}: ignore_index must be an integer, got {_described(value)}"
+            f"{function}: {argument} must be {wanted}, got {_described(value)}"
         ) from None
+
+
+def ignore_index(function: str, value: Any, labels: Array) -> int:
+    """Returns the label to ignore as an integer."""
+    index = integer(function, "ignore_index", value)
     if not is_discrete(labels):
         raise ValueError(f"{function}: ignore_index must be None with target probabilities")
     return index
+
+
+def softcap(function: str, value: Any) -> ArrayLike | None:
+    """Returns a positive number, or None."""
+    return None if value is None else number(function, "softcap", value, 0, math.inf, open_low=True)
 
 
 def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsoft._autodiff import transposable
+
 # With the weights in descending order, p_1 ≥ ... ≥ p_n, the sink as one more pole p_{n+1} = 0 of
 # weight s0, and w_i = p_i for the others, the eigenvalues are the roots of
 #
@@ -133,9 +135,7 @@ def _eigenvalues_jvp(
 
         return _in_blocks(of_block, p)
 
-    # Linear as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
-    _, linear = jax.linearize(change, jnp.zeros_like(changes))
-    dvalue = linear(changes)
+    dvalue = transposable(change, changes)
     return (value, offset), (dvalue, dvalue - _origin(dp, offset))
 
 

@@ -11,7 +11,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _checks, _chunks, _logits, _online
-from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._autodiff import jvp_from_vjp, transposable
 from jaxsoft._chunks import Gradients, Live, Sizes
 from jaxsoft._online import Layer, Options, Statistics, Tokens
 
@@ -107,23 +107,20 @@ def linear_cross_entropy(
     x, w = _checks.floating(name, "x", x), _checks.floating(name, "w", w)
     _checks.matrix(name, "w", w, x)
     shape, (d, n) = x.shape[:-1], w.shape
-    labels = _checks.class_ids(name, labels, shape, "x without its last axis")
+    labels = _checks.class_ids(name, "labels", labels, shape, "x without its last axis")
     if reduction not in get_args(Reduction):
         raise ValueError(
             f"{name}: reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}"
         )
-    if bias is not None:
-        bias = _checks.floating(name, "bias", bias)
-        _checks.same_shape(name, "bias", bias, (n,), "one for each class")
-    if class_weights is not None:
-        class_weights = _checks.floating(name, "class_weights", class_weights)
-        _checks.same_shape(name, "class_weights", class_weights, (n,), "one weight per class")
+    bias = _checks.per_class(name, "bias", bias, n, "one for each class")
+    class_weights = _checks.per_class(
+        name, "class_weights", class_weights, n, "one weight per class"
+    )
     if weights is not None:
         weights = _checks.non_negative(name, "weights", weights, shape, "the shape of labels")
     if ignore_index is not None:
         ignore_index = _checks.ignore_index(name, ignore_index, labels)
-    if softcap is not None:
-        softcap = _checks.number(name, "softcap", softcap, 0, math.inf, open_low=True)
+    softcap = _checks.softcap(name, softcap)
     return _linear_cross_entropy(
         x,
         w,
@@ -277,9 +274,7 @@ def _losses_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array
         _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes, statistics)
         return _cotangents(bars, dtype)
 
-    # Linear as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
-    _, linear = jax.linearize(gradients, jnp.zeros_like(cotangent))
-    tokens_bar, layer_bar = linear(cotangent)
+    tokens_bar, layer_bar = transposable(gradients, cotangent)
     return Tokens(*tokens_bar), Layer(*layer_bar)
 
 

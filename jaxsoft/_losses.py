@@ -81,13 +81,12 @@ def cross_entropy(
     labels = _checks.labels(name, labels, logits.shape, axes)
     where = _checks.mask(name, where, logits.shape)
     n = math.prod(logits.shape[a] for a in axes)
-    if class_weights is not None:
-        class_weights = _checks.floating(name, "class_weights", class_weights)
-        _checks.same_shape(name, "class_weights", class_weights, (n,), "one weight per class")
+    class_weights = _checks.per_class(
+        name, "class_weights", class_weights, n, "one weight per class"
+    )
     if ignore_index is not None:
         ignore_index = _checks.ignore_index(name, ignore_index, labels)
-    if softcap is not None:
-        softcap = _checks.number(name, "softcap", softcap, 0, math.inf, open_low=True)
+    softcap = _checks.softcap(name, softcap)
     return _cross_entropy(
         logits,
         labels,
