@@ -258,12 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.linear")
     candidates = {candidate.name: candidate for candidate in (PEER, *CANDIDATES)}
     parser.add_argument("candidate", choices=candidates)
-    parser.add_argument("shape", type=int, nargs=3, metavar=("tokens", "d", "n"))
+    for size in ("tokens", "d", "n"):
+        parser.add_argument(size, type=int)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    case = Case(tuple(options.shape), options.dtype)
+    case = Case((options.tokens, options.d, options.n), options.dtype)
     args = jax.block_until_ready(arguments(case, options.seed))
     program = candidates[options.candidate].program(args)
     print(memory.rise(lambda: program.call(*args)))
