@@ -1,15 +1,66 @@
 """The axis of the classes.
 
 Every function works along one axis, where it lies, for moving an axis costs a copy. Several axes
-are moved behind the others and merged into one.
+are moved behind the others and merged into one. Where the classes lie on several devices, an array
+has a part of them, and the axis goes on over the axes of a mesh.
 """
 
 import math
-from typing import overload
+from typing import NamedTuple, overload
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxsoft import _mesh
+from jaxsoft._mesh import Mesh
+
+
+class ClassAxis(NamedTuple):
+    """The axis of the classes.
+
+    What belongs to a row has the shape without it. On several devices a class has its place on one
+    of them; on the others its place is the number of classes there.
+
+    Attributes:
+        position: the number of the axis in the array.
+        mesh: the axes of a mesh over which it goes on.
+    """
+
+    position: int
+    mesh: Mesh | None = None
+
+    def expand(self, of_row: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """What belongs to a row, to be broadcast to its classes."""
+        return jnp.expand_dims(of_row, self.position)
+
+    def sum(self, terms: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The sum over all classes."""
+        return _mesh.total(jnp.sum(terms, self.position), self.mesh)
+
+    def count(self, z: Shaped[Array, "..."]) -> int:
+        """How many classes there are in all, given an array of those here."""
+        return z.shape[self.position] * (self.mesh.size if self.mesh else 1)
+
+    def places(self, index: Int[Array, "..."], z: Shaped[Array, "..."]) -> Int[Array, "..."]:
+        """The place of a class in z, given its number among all classes."""
+        if self.mesh is None:
+            return index
+        n = z.shape[self.position]
+        place = index - lax.axis_index(self.mesh.names) * n
+        return jnp.where((place >= 0) & (place < n), place, n)
+
+    def take(self, z: Float[Array, "..."], place: Int[Array, "..."]) -> Float[Array, "..."]:
+        """The entry of one class of each row, given its place."""
+        if self.mesh is None:
+            return take(z, place, self.position)
+        n = z.shape[self.position]
+        entry = take(z, jnp.minimum(place, n - 1), self.position)
+        return _mesh.total(jnp.where(place < n, entry, 0), self.mesh)
+
+    def one_hot(self, place: Int[Array, "..."], z: Shaped[Array, "..."]) -> Bool[Array, "..."]:
+        """Where the class is the one with the place, in an array of the shape of z."""
+        return one_hot(place, z.shape, self.position)
 
 
 @overload

@@ -2,15 +2,20 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike
 
+from jaxsoft import _mesh
+from jaxsoft._mesh import Mesh
+
 Axis = int | Sequence[int] | None
+AxisName = Hashable | tuple[Hashable, ...] | None
 
 
 def array(function: str, argument: str, value: Any) -> Array:
@@ -67,6 +72,28 @@ def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     if len(set(positive)) != len(positive):
         raise ValueError(f"{function}: axis must name each axis once, got {given}")
     return positive
+
+
+def mesh(function: str, axis_name: AxisName, **alike: Any) -> Mesh | None:
+    """Returns the axes of a mesh; on the devices along these, what is `alike` must be so."""
+    if axis_name is None:
+        return None
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    try:
+        size = lax.psum(1, names)
+    except (NameError, TypeError, ValueError):
+        raise ValueError(
+            f"{function}: axis_name must name mesh axes of a jax.shard_map around the call (or be "
+            f"the axis_name of a jax.vmap), got {axis_name!r}"
+        ) from None
+    for argument, value in alike.items():
+        along = () if value is None else _mesh.differing(jnp.asarray(value)) & set(names)
+        if along:
+            raise ValueError(
+                f"{function}: {argument} must be the same on all devices that share the classes, "
+                f"got an array that differs along {', '.join(sorted(map(str, along)))}"
+            )
+    return Mesh(names, size)
 
 
 def mask(function: str, where: Any, shape: tuple[int, ...]) -> Array | None:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows
 from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import ClassAxis
+from jaxsoft._mesh import Mesh
 from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
 
@@ -19,6 +21,7 @@ def entropy(
     where: Shaped[ArrayLike, "..."] | None = None,
     *,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""The entropy of softmax(x), in nats, from the logits.
 
@@ -33,6 +36,8 @@ def entropy(
         axis: the axis of the classes, a tuple of axes, or None for all of them.
         where: boolean mask, broadcastable to `x`; classes where it is False do not count.
         temperature: T > 0, a number or one value per row; as in `softmax`.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. The result
+            is alike on their devices.
 
     Returns:
         The entropy in nats, with the shape of `x` without the axis and its dtype.
@@ -52,58 +57,64 @@ def entropy(
     axes = _checks.axes("entropy", axis, x.ndim)
     where = _checks.mask("entropy", where, x.shape)
     scale = _checks.temperature("entropy", temperature, x.shape, axes)
-    return _entropy(x, where, scale, axes=axes)
+    mesh = _checks.mesh("entropy", axis_name, temperature=scale)
+    return _entropy(x, where, scale, axes=axes, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
 def _entropy(
-    x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    *,
+    axes: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> Array:
     shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    axis = _axes.merged_axis(x.ndim, axes)
+    axis = ClassAxis(_axes.merged_axis(x.ndim, axes), mesh)
     if not x.size:
         return jnp.zeros(shape, x.dtype)
 
-    merged = _axes.merge_axes(x, axes)
-    options = [_axes.merge_axes(option, axes) for option in (where, temperature)]
+    args = _mesh.aligned(x, where, temperature, mesh=mesh)
+    merged, *options = (_axes.merge_axes(arg, axes) for arg in args)
 
     def logits() -> _logits.Logits:
         return _logits.prepare(merged, axis, *options)
 
     row = _rows.statistics(logits(), axis)
     entropies = _logits.keep_inputs(lambda: row_entropy(logits().z, row, axis))
-    return entropies.astype(x.dtype).reshape(shape)
+    return _mesh.joined(entropies, mesh).astype(x.dtype).reshape(shape)
 
 
 # ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
 # entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _row_entropy(z: Array, row: _rows.Row, axis: int) -> Array:
+def _row_entropy(z: Array, row: _rows.Row, axis: ClassAxis) -> Array:
     p = _rows.probabilities(z, row.top, row.normalizer, axis)
-    spread = jnp.sum(p * _gaps(z, row, axis), axis)
-    return row.log_normalizer + spread
+    spread = axis.sum(p * _gaps(z, row, axis))
+    return _mesh.copied(row.log_normalizer + spread, z, axis.mesh)
 
 
 row_entropy = jvp_from_vjp(_row_entropy)
 
 
-def _row_entropy_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+def _row_entropy_fwd(z: Array, row: _rows.Row, axis: ClassAxis) -> tuple[Array, Any]:
     return row_entropy(z, row, axis), (z, row)
 
 
-def _row_entropy_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _row_entropy_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
     slope, _ = jacobian_product(p, _gaps(z, row, axis), axis, undominated(row.largest))
-    return jnp.expand_dims(cotangent, axis) * slope, None
+    return axis.expand(cotangent) * slope, None
 
 
 _row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
 
 
-def _gaps(z: Array, row: _rows.Row, axis: int) -> Array:
+def _gaps(z: Array, row: _rows.Row, axis: ClassAxis) -> Array:
     """m - z, the distance to the maximum; 0 for an entry of -inf, which has no weight."""
-    top = jnp.expand_dims(row.top, axis)
+    top = axis.expand(row.top)
     return top - jnp.where(z == -jnp.inf, top, z)
 
 
@@ -112,6 +123,8 @@ def kl_divergence(
     y: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
     where: Shaped[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""The Kullback-Leibler divergence of softmax(x) from softmax(y), from the logits.
 
@@ -126,6 +139,8 @@ def kl_divergence(
         y: logits of q, of the same shape.
         axis: the axis of the classes, a tuple of axes, or None for all of them.
         where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. The result
+            is alike on their devices.
 
     Returns:
         The divergence in nats, with the shape of `x` without the axis, of the dtype of `x` and
@@ -150,45 +165,50 @@ def kl_divergence(
     _checks.same_shape("kl_divergence", "y", y, x.shape, "the shape of x")
     axes = _checks.axes("kl_divergence", axis, x.ndim)
     where = _checks.mask("kl_divergence", where, x.shape)
-    return _kl_divergence(x, y, where, axes=axes)
+    mesh = _checks.mesh("kl_divergence", axis_name)
+    return _kl_divergence(x, y, where, axes=axes, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def _kl_divergence(x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+def _kl_divergence(
+    x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...], mesh: Mesh | None
+) -> Array:
     shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    axis, dtype = _axes.merged_axis(x.ndim, axes), jnp.result_type(x, y)
+    axis = ClassAxis(_axes.merged_axis(x.ndim, axes), mesh)
+    dtype = jnp.result_type(x, y)
     if not x.size:
         return jnp.zeros(shape, dtype)
 
-    mask = _axes.merge_axes(where, axes)
+    x, y, where = _mesh.aligned(x, y, where, mesh=mesh)
+    y, mask = _mesh.copied(y, x, mesh), _axes.merge_axes(where, axes)
 
     def logits(given: Array) -> _logits.Logits:
         return _logits.prepare(_axes.merge_axes(given.astype(dtype), axes), axis, mask)
 
     rows = [_rows.statistics(logits(given), axis) for given in (x, y)]
     loss = _logits.keep_inputs(lambda: divergence(logits(x).z, logits(y).z, *rows, axis))
-    return loss.astype(dtype).reshape(shape)
+    return _mesh.joined(loss, mesh).astype(dtype).reshape(shape)
 
 
 # z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _divergence(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+def _divergence(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: ClassAxis) -> Array:
     p = _rows.probabilities(z, z_row.top, z_row.normalizer, axis)
     q = _rows.probabilities(w, w_row.top, w_row.normalizer, axis)
     terms = _rows.divergence_terms(p, q, _log_ratio(z, w, z_row, w_row, axis))
-    return jnp.sum(terms, axis)
+    return _mesh.copied(axis.sum(terms), z, axis.mesh)
 
 
 divergence = jvp_from_vjp(_divergence)
 
 
 def _divergence_fwd(
-    z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int
+    z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: ClassAxis
 ) -> tuple[Array, Any]:
     return divergence(z, w, z_row, w_row, axis), (z, w, z_row, w_row)
 
 
-def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _divergence_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, w, z_row, w_row = residuals
     p, _ = probabilities(z, None, z_row.top, z_row.normalizer, axis, z.dtype)
     q, _ = probabilities(w, None, w_row.top, w_row.normalizer, axis, w.dtype)
@@ -197,17 +217,17 @@ def _divergence_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
     plain = q - p
     exact = _rows.difference(p, q, lax.stop_gradient(ratio))
     w_bar = plain + lax.stop_gradient(exact - plain)
-    cotangent = jnp.expand_dims(cotangent, axis)
+    cotangent = axis.expand(cotangent)
     return cotangent * z_bar, cotangent * w_bar, None, None
 
 
 _divergence.defvjp(_divergence_fwd, _divergence_bwd)
 
 
-def _log_ratio(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: int) -> Array:
+def _log_ratio(z: Array, w: Array, z_row: _rows.Row, w_row: _rows.Row, axis: ClassAxis) -> Array:
     """log q - log p, exact to the rounding of w - z up to one constant; 0 where p = 0."""
     absent = z == -jnp.inf
     difference = jnp.where(absent, 0, w) - jnp.where(absent, 0, z)
-    centred = difference - jnp.expand_dims(w_row.top - z_row.top, axis)
+    centred = difference - axis.expand(w_row.top - z_row.top)
     logarithms = w_row.log_normalizer - z_row.log_normalizer
-    return jnp.where(absent, 0, centred - jnp.expand_dims(logarithms, axis))
+    return jnp.where(absent, 0, centred - axis.expand(logarithms))

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows
 from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import ClassAxis
+from jaxsoft._mesh import Mesh
 from jaxsoft._softmax import probabilities
 
 
@@ -20,6 +22,7 @@ def log_softmax(
     *,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""The logarithm of softmax, a drop-in for `jax.nn.log_softmax`, exact to the last bits.
 
@@ -32,6 +35,7 @@ def log_softmax(
         where: boolean mask, broadcastable to `x`; -inf where it is False.
         temperature: T > 0, a number or one value per row; as in `softmax`.
         sink: s, an extra logit that takes mass but is not returned; as in `softmax`.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`.
 
     Returns:
         Logarithms of the probabilities, with the shape and dtype of `x`.
@@ -57,10 +61,11 @@ def log_softmax(
     where = _checks.mask("log_softmax", where, x.shape)
     scale = _checks.temperature("log_softmax", temperature, x.shape, axes)
     sink = _checks.per_row("log_softmax", "sink", sink, x.shape, axes)
-    return _log_softmax(x, where, scale, sink, axes=axes) if x.size else x
+    mesh = _checks.mesh("log_softmax", axis_name, temperature=scale, sink=sink)
+    return _log_softmax(x, where, scale, sink, axes=axes, mesh=mesh) if x.size else x
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
 def _log_softmax(
     x: Array,
     where: Array | None,
@@ -68,10 +73,11 @@ def _log_softmax(
     sink: Array | None,
     *,
     axes: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> Array:
-    shape, axis = x.shape, _axes.merged_axis(x.ndim, axes)
-    x = _axes.merge_axes(x, axes)
-    options = [_axes.merge_axes(option, axes) for option in (where, temperature, sink)]
+    shape, axis = x.shape, ClassAxis(_axes.merged_axis(x.ndim, axes), mesh)
+    args = _mesh.aligned(x, where, temperature, sink, mesh=mesh)
+    x, *options = (_axes.merge_axes(arg, axes) for arg in args)
 
     def logits() -> _logits.Logits:
         return _logits.prepare(x, axis, *options)
@@ -80,6 +86,7 @@ def _log_softmax(
 
     def logarithms() -> Array:
         z, _, z_sink, _ = logits()
+        z_sink = _mesh.copied(z_sink, z, mesh)
         log_p = log_probabilities(z, z_sink, row, axis).astype(x.dtype)
         mask = options[0]
         return log_p if mask is None else jnp.where(mask, log_p, -jnp.inf)
@@ -90,38 +97,39 @@ def _log_softmax(
 # ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j. Where one p_k exceeds 1/2 its entry is (1 - p_k) ȳ_k - p_k Σ_{j≠k} ȳ_j,
 # with 1 - p_k = rest / Z. An entry of -inf is a constant: its cotangent counts for nothing.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: int) -> Array:
-    return (z - jnp.expand_dims(row.top, axis)) - jnp.expand_dims(row.log_normalizer, axis)
+def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: ClassAxis) -> Array:
+    return (z - axis.expand(row.top)) - axis.expand(row.log_normalizer)
 
 
 log_probabilities = jvp_from_vjp(_log_probabilities)
 
 
 def _log_probabilities_fwd(
-    z: Array, sink: Array | None, row: _rows.Row, axis: int
+    z: Array, sink: Array | None, row: _rows.Row, axis: ClassAxis
 ) -> tuple[Array, Any]:
     return log_probabilities(z, sink, row, axis), (z, sink, row)
 
 
-def _log_probabilities_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, sink, row = residuals
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
+    p_sink = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
     y_bar = jnp.where(z == -jnp.inf, 0, cotangent)
-    total = jnp.sum(y_bar, axis)
-    others = jnp.sum(jnp.where(p > 0.5, 0, y_bar), axis)
-    sums = jnp.where(p > 0.5, jnp.expand_dims(others, axis), jnp.expand_dims(total, axis))
+    total = axis.sum(y_bar)
+    others = axis.sum(jnp.where(p > 0.5, 0, y_bar))
+    sums = jnp.where(p > 0.5, axis.expand(others), axis.expand(total))
     z_bar = y_bar * jnp.where(p > 0.5, complement(p, row, axis), 1) - p * sums
     z_bar = jnp.where(z == -jnp.inf, 0, z_bar)
-    return z_bar, None if p_sink is None else -p_sink * total, None
+    return z_bar, None if p_sink is None else _mesh.shares(-p_sink * total, z, axis.mesh), None
 
 
 _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
 
 
-def complement(p: Array, row: _rows.Row, axis: int) -> Array:
+def complement(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:
     """1 - p with the value rest / Z for a class above 1/2 and the derivative of 1 - p."""
     plain = 1 - p
-    exact = jnp.where(p > 0.5, jnp.expand_dims(row.rest / row.normalizer, axis), plain)
+    exact = jnp.where(p > 0.5, axis.expand(row.rest / row.normalizer), plain)
     return plain + lax.stop_gradient(exact - plain)
 
 
@@ -132,6 +140,8 @@ def logsumexp(
     keepdims: bool = False,
     return_sign: bool = False,
     where: Shaped[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""log Σ_j b_j exp(a_j), a drop-in for `jax.nn.logsumexp`.
 
@@ -145,6 +155,8 @@ def logsumexp(
         return_sign: whether to return the sign of the sum as well. Without it a negative sum is
             NaN.
         where: boolean mask, broadcastable to `a`; entries where it is False do not count.
+        axis_name: mesh axes over which the axis of the sum goes on; as in `softmax`. The result is
+            alike on their devices.
 
     Returns:
         The logarithm of the (absolute) sum, of the dtype of `a` and `b`; with `return_sign` also
@@ -173,43 +185,52 @@ def logsumexp(
         dtype = jnp.result_type(a, b)
         b = _checks.broadcast("logsumexp", "b", b.astype(dtype), a.shape, "the shape of a")
         a = a.astype(dtype)
-    out, sign = _logsumexp(a, b, where, axes=axes, keepdims=bool(keepdims))
+    mesh = _checks.mesh("logsumexp", axis_name)
+    out, sign = _logsumexp(a, b, where, axes=axes, mesh=mesh, keepdims=bool(keepdims))
     if return_sign:
         return out, sign
     return out if b is None else jnp.where(sign < 0, jnp.nan, out)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "keepdims"))
+@functools.partial(jax.jit, static_argnames=("axes", "mesh", "keepdims"))
 def _logsumexp(
-    a: Array, b: Array | None, where: Array | None, *, axes: tuple[int, ...], keepdims: bool
+    a: Array,
+    b: Array | None,
+    where: Array | None,
+    *,
+    axes: tuple[int, ...],
+    mesh: Mesh | None,
+    keepdims: bool,
 ) -> tuple[Array, Array]:
     kept = tuple(1 if i in axes else size for i, size in enumerate(a.shape))
     shape = kept if keepdims else tuple(s for i, s in enumerate(a.shape) if i not in axes)
-    axis = _axes.merged_axis(a.ndim, axes)
+    axis = ClassAxis(_axes.merged_axis(a.ndim, axes), mesh)
     if not a.size:
         return jnp.full(shape, -jnp.inf, a.dtype), jnp.zeros(shape, a.dtype)
 
-    x = _axes.merge_axes(a, axes)
-    factors, mask = _axes.merge_axes(b, axes), _axes.merge_axes(where, axes)
+    args = _mesh.aligned(a, b, where, mesh=mesh)
+    x, factors, mask = (_axes.merge_axes(arg, axes) for arg in args)
 
     def logits() -> _logits.Logits:
         return _logits.prepare(x, axis, mask)
 
     if factors is None:
         row = _rows.statistics(logits(), axis)
-        out = row.top + _logits.keep_inputs(lambda: log_normalizer(logits().z, row, axis))
+        out = _logits.keep_inputs(lambda: log_normalizer(logits().z, row, axis))
+        out = row.top + _mesh.joined(out, mesh)
         out = jnp.where(row.rest == -1, -jnp.inf, out)
         out = jnp.where(row.top == jnp.inf, jnp.inf, out)
         sign = jnp.sign(row.normalizer)
     else:
         constant = lax.stop_gradient(logits().z)
-        top = _logits.maximum(jnp.where(factors == 0, -jnp.inf, constant), axis)
+        top = _logits.maximum(jnp.where(factors == 0, -jnp.inf, constant), axis.position)
+        top, factors = _mesh.largest(top, mesh), _mesh.copied(factors, constant, mesh)
 
         def signed_logarithm() -> tuple[Array, Array]:
             z = logits().z
             return log_abs_sum(z, factors.astype(z.dtype), top, axis)
 
-        out, sign = _logits.keep_inputs(signed_logarithm)
+        out, sign = (_mesh.joined(a, mesh) for a in _logits.keep_inputs(signed_logarithm))
         out += top
     sign = lax.stop_gradient(sign.astype(a.dtype))
     return out.astype(a.dtype).reshape(shape), sign.reshape(shape)
@@ -217,21 +238,21 @@ def _logsumexp(
 
 # ȳ ↦ z̄ = ȳ p, from the statistics of these very logits.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _log_normalizer(z: Array, row: _rows.Row, axis: int) -> Array:
-    return row.log_normalizer
+def _log_normalizer(z: Array, row: _rows.Row, axis: ClassAxis) -> Array:
+    return _mesh.copied(row.log_normalizer, z, axis.mesh)
 
 
 log_normalizer = jvp_from_vjp(_log_normalizer)
 
 
-def _log_normalizer_fwd(z: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+def _log_normalizer_fwd(z: Array, row: _rows.Row, axis: ClassAxis) -> tuple[Array, Any]:
     return log_normalizer(z, row, axis), (z, row)
 
 
-def _log_normalizer_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _log_normalizer_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
-    return jnp.expand_dims(cotangent, axis) * p, None
+    return axis.expand(cotangent) * p, None
 
 
 _log_normalizer.defvjp(_log_normalizer_fwd, _log_normalizer_bwd)
@@ -239,22 +260,22 @@ _log_normalizer.defvjp(_log_normalizer_fwd, _log_normalizer_bwd)
 
 # S = Σ b_j exp(z_j - m) has d log|S| = Σ w_j (b_j dz_j + db_j) with w_j = exp(z_j - m) / S.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_abs_sum(z: Array, b: Array, top: Array, axis: int) -> tuple[Array, Array]:
-    return _rows.log_abs_sum(z, b, top, axis)
+def _log_abs_sum(z: Array, b: Array, top: Array, axis: ClassAxis) -> tuple[Array, Array]:
+    return _mesh.copied(_rows.log_abs_sum(z, b, top, axis), z, axis.mesh)
 
 
 log_abs_sum = jvp_from_vjp(_log_abs_sum)
 
 
-def _log_abs_sum_fwd(z: Array, b: Array, top: Array, axis: int) -> tuple[Any, Any]:
+def _log_abs_sum_fwd(z: Array, b: Array, top: Array, axis: ClassAxis) -> tuple[Any, Any]:
     out = log_abs_sum(z, b, top, axis)
-    return out, (z, b, top, *out)
+    return out, (z, b, top, *(_mesh.joined(a, axis.mesh) for a in out))
 
 
-def _log_abs_sum_bwd(axis: int, residuals: Any, cotangents: Any) -> Any:
+def _log_abs_sum_bwd(axis: ClassAxis, residuals: Any, cotangents: Any) -> Any:
     z, b, top, logarithm, sign = residuals
     weights = _rows.signed_weights(z, top, logarithm, lax.stop_gradient(sign), axis)
-    b_bar = jnp.expand_dims(cotangents[0], axis) * weights
+    b_bar = axis.expand(cotangents[0]) * weights
     return jnp.where(b == 0, 0, b * b_bar), b_bar, None
 
 

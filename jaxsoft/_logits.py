@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
 
+from jaxsoft import _mesh
 from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import ClassAxis
 
 LONG = 4096  # rows with more entries than this are long
 
@@ -25,7 +27,8 @@ class Logits(NamedTuple):
     Attributes:
         z: the logits, in float32 or wider; -inf where they are masked.
         top: the maximum m of each row and its sink, or any finite number for a row of -inf alone:
-            a constant, without the axis.
+            a constant, without the axis. Of a row on several devices, that of its part here, and
+            without the sink.
         sink: the extra logit of each row, moved by the same shift as z, without the axis.
         shift: what was subtracted from the scaled logits, without the axis; None for nothing.
     """
@@ -38,7 +41,7 @@ class Logits(NamedTuple):
 
 def prepare(
     x: Float[Array, "..."],
-    axis: int,
+    axis: ClassAxis,
     where: Bool[Array, "..."] | None = None,
     temperature: Float[Array, "..."] | None = None,
     sink: Float[Array, "..."] | None = None,
@@ -61,17 +64,20 @@ def prepare(
         x = jnp.where(where, x, -jnp.inf)
     z = x.astype(dtype)
     # Of the 16-bit numbers: on the CPU XLA then makes one kernel of softmax.
-    top = maximum(lax.stop_gradient(x), axis).astype(dtype)
-    sink = None if sink is None else sink.astype(dtype).squeeze(axis)
+    top = maximum(lax.stop_gradient(x), axis.position).astype(dtype)
+    sink = None if sink is None else sink.astype(dtype).squeeze(axis.position)
     shift = None
     if temperature is not None:
         temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
         # Finite for a row of -inf alone too, and so is the sink when this is subtracted from it.
-        shift = scaled(top, temperature.squeeze(axis))
-        z = centred(z, jnp.expand_dims(top, axis), temperature)
+        of_row, centre = temperature.squeeze(axis.position), _mesh.largest(top, axis.mesh)
+        shift = scaled(centre, of_row)
+        z = centred(z, axis.expand(centre), _mesh.copied(temperature, z, axis.mesh))
         sink = None if sink is None else sink - shift
-        top = jnp.zeros_like(top)
-    if sink is not None:
+        # It is 0, but not of a part that does not have the maximum.
+        of_row = lax.stop_gradient(of_row)
+        top = centred(top, centre, of_row) if axis.mesh else jnp.zeros_like(top)
+    if sink is not None and not axis.mesh:
         top = jnp.maximum(top, lax.stop_gradient(sink))
     return Logits(z, top, sink, shift)
 

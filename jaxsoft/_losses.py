@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows
 from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import ClassAxis
 from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
+from jaxsoft._mesh import Mesh
 from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
 
@@ -26,6 +28,7 @@ def cross_entropy(
     class_weights: Shaped[ArrayLike, " n"] | None = None,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     softcap: Shaped[ArrayLike, ""] | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""Cross-entropy between softmax(logits) and labels, from the logits, for each example.
 
@@ -51,6 +54,10 @@ def cross_entropy(
         class_weights: w, shape [n].
         temperature: T > 0, a number or one value per row; as in `softmax`.
         softcap: c > 0; finite logits are replaced by c tanh(logits / c), before any mask.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. Labels are
+            ids among all classes, and alike on all devices, as the loss is; target probabilities
+            and `class_weights` are those of the classes here. Where labels differ between devices
+            the loss is NaN, if JAX does not know it before.
 
     Returns:
         The loss in nats, with the shape of `logits` without the axis, float32 or wider.
@@ -86,39 +93,52 @@ def cross_entropy(
     )
     if ignore_index is not None:
         ignore_index = _checks.ignore_index(name, ignore_index, labels)
-    softcap = _checks.softcap(name, softcap)
+    of_rows = {
+        "label_smoothing": _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
+        "z_loss": _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        "temperature": _checks.temperature(name, temperature, logits.shape, axes),
+        "softcap": _checks.softcap(name, softcap),
+    }
+    alike = {**of_rows, "labels": labels} if _checks.is_discrete(labels) else of_rows
     return _cross_entropy(
         logits,
         labels,
         where,
-        _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
-        _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
         class_weights,
-        _checks.temperature(name, temperature, logits.shape, axes),
-        softcap,
+        **of_rows,
         axes=axes,
+        mesh=_checks.mesh(name, axis_name, **alike),
         ignore_index=ignore_index,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "ignore_index"))
+@functools.partial(jax.jit, static_argnames=("axes", "mesh", "ignore_index"))
 def _cross_entropy(
     logits: Array,
     labels: Array,
     where: Array | None,
+    class_weights: Array | None,
     label_smoothing: Array | None,
     z_loss: Array | None,
-    class_weights: Array | None,
     temperature: Array | None,
     softcap: Array | None,
     *,
     axes: tuple[int, ...],
+    mesh: Mesh | None,
     ignore_index: int | None,
 ) -> Array:
     shape = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
-    axis, dtype = _axes.merged_axis(logits.ndim, axes), _logits.compute_dtype(logits.dtype)
+    axis = ClassAxis(_axes.merged_axis(logits.ndim, axes), mesh)
+    dtype = _logits.compute_dtype(logits.dtype)
     if not logits.size:
         return jnp.full(shape, jnp.nan if math.prod(shape) else 0, dtype)
+    numbers = [
+        None if option is None else jnp.asarray(option, dtype)
+        for option in (label_smoothing, z_loss, softcap)
+    ]
+    options = where, class_weights, temperature, *numbers
+    logits, labels, *aligned = _mesh.aligned(logits, labels, *options, mesh=mesh)
+    where, class_weights, temperature, label_smoothing, z_loss, softcap = aligned
     ids = _checks.is_discrete(labels)
     if not ids:
         labels = _axes.merge_axes(labels, axes)
@@ -129,17 +149,21 @@ def _cross_entropy(
     def prepared() -> _logits.Logits:
         given = x
         if ignored is not None:  # a cotangent of 0 does not silence a NaN
-            given = jnp.where(jnp.expand_dims(ignored, axis), 0, given)
+            given = jnp.where(axis.expand(ignored), 0, given)
         if softcap is not None:
-            given = _logits.cap(given if mask is None else jnp.where(mask, given, 0), softcap)
+            given = given if mask is None else jnp.where(mask, given, 0)
+            given = _logits.cap(given, softcap)
         return _logits.prepare(given, axis, mask, temperature)
 
-    index = None
+    place = None
     if ids:
-        valid = (labels >= 0) & (labels < x.shape[axis])
-        index = jnp.where(valid, labels, 0)
-        row = _rows.statistics(prepared(), axis, index)
+        valid = (labels >= 0) & (labels < axis.count(x))
+        place = axis.places(jnp.where(valid, labels, 0), x)
+        row = _rows.statistics(prepared(), axis, place)
         counted = valid if ignored is None else valid | ignored
+        if mesh and not _mesh.counted(mesh):
+            alike = _mesh.largest(labels, mesh) == -_mesh.largest(-labels, mesh)
+            counted, ignored = counted & alike, None if ignored is None else ignored & alike
         # A NaN in the statistics makes the loss and every derivative of its row NaN.
         row = row._replace(rest=jnp.where(counted, row.rest, jnp.nan))
     else:
@@ -149,18 +173,18 @@ def _cross_entropy(
         z, _, _, shift = prepared()
         weights = uniform = None
         if class_weights is not None:
-            others = [a for a in range(z.ndim) if a != axis]
+            others = [a for a in range(z.ndim) if a != axis.position]
             weights = jnp.expand_dims(class_weights.astype(dtype), others)
         if label_smoothing is not None:
-            alpha = jnp.asarray(label_smoothing, dtype)
+            alpha = label_smoothing
             alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
-            uniform = _uniform(alpha, mask, z.shape, axis)
-        if index is not None:
-            loss = negative_log_likelihood(z, index, row, axis)
+            uniform = _uniform(alpha, mask, z, axis)
+        if place is not None:
+            loss = _mesh.joined(negative_log_likelihood(z, place, row, axis), mesh)
             if uniform is not None:
                 loss *= 1 - alpha
             if weights is not None:
-                weight = _axes.take(jnp.broadcast_to(weights, z.shape), index, axis)
+                weight = axis.take(jnp.broadcast_to(weights, z.shape), place)
                 # A class of weight 0 and probability 0 has loss 0, not 0 · inf.
                 loss = weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
             target = uniform
@@ -171,14 +195,15 @@ def _cross_entropy(
                 target = (1 - alpha) * target + uniform
         if target is not None:
             target = target if weights is None else weights * target
-            loss += expected_loss(z, jnp.broadcast_to(target, z.shape), row, axis)
+            target = _mesh.copied(jnp.broadcast_to(target, z.shape), z, mesh)
+            loss += _mesh.joined(expected_loss(z, target, row, axis), mesh)
         if z_loss is not None:
-            log_partition = row.top + log_normalizer(z, row, axis)
+            log_partition = row.top + _mesh.joined(log_normalizer(z, row, axis), mesh)
             if shift is not None:
                 log_partition += shift
             # A row without a class has no partition function; its loss is infinite as it is.
             log_partition = jnp.where(row.rest == -1, 0, log_partition)
-            loss += jnp.asarray(z_loss, dtype) * log_partition**2
+            loss += z_loss * log_partition**2
         return loss
 
     loss = _logits.keep_inputs(losses)
@@ -187,31 +212,32 @@ def _cross_entropy(
     return loss.reshape(shape)
 
 
-def _uniform(alpha: Array, mask: Array | None, shape: tuple[int, ...], axis: int) -> Array:
+def _uniform(alpha: Array, mask: Array | None, z: Array, axis: ClassAxis) -> Array:
     if mask is None:
-        return jnp.broadcast_to(alpha / shape[axis], shape)
-    count = jnp.sum(mask, axis, keepdims=True, dtype=alpha.dtype)
+        return jnp.broadcast_to(alpha / axis.count(z), z.shape)
+    count = axis.expand(axis.sum(mask.astype(alpha.dtype)))
     return jnp.where(mask, alpha / jnp.maximum(count, 1), 0)
 
 
 # loss = (m - z_y) + log Z, both terms non-negative; z̄ = loss-bar · (p - e_y).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _negative_log_likelihood(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
-    return (row.top - _axes.take(z, labels, axis)) + row.log_normalizer
+def _negative_log_likelihood(z: Array, label: Array, row: _rows.Row, axis: ClassAxis) -> Array:
+    loss = (row.top - axis.take(z, label)) + row.log_normalizer
+    return _mesh.copied(loss, z, axis.mesh)
 
 
 negative_log_likelihood = jvp_from_vjp(_negative_log_likelihood)
 
 
 def _negative_log_likelihood_fwd(
-    z: Array, labels: Array, row: _rows.Row, axis: int
+    z: Array, label: Array, row: _rows.Row, axis: ClassAxis
 ) -> tuple[Array, Any]:
-    return negative_log_likelihood(z, labels, row, axis), (z, labels, row)
+    return negative_log_likelihood(z, label, row, axis), (z, label, row)
 
 
-def _negative_log_likelihood_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
-    z, labels, row = residuals
-    return jnp.expand_dims(cotangent, axis) * hard_residual(z, labels, row, axis), None, None
+def _negative_log_likelihood_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
+    z, label, row = residuals
+    return axis.expand(cotangent) * hard_residual(z, label, row, axis), None, None
 
 
 _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_likelihood_bwd)
@@ -222,24 +248,25 @@ _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_like
 # between the two.
 # An entry of -inf is a constant, also at the label.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _hard_residual(z: Array, labels: Array, row: _rows.Row, axis: int) -> Array:
-    others = _rows.other_exponentials(z, row.top, labels, axis)
-    others /= jnp.expand_dims(_rows.at_least_one(row.normalizer), axis)
-    z_label = _axes.take(z, labels, axis)
+def _hard_residual(z: Array, label: Array, row: _rows.Row, axis: ClassAxis) -> Array:
+    others = _rows.other_exponentials(z, row.top, label, axis.position)
+    others /= axis.expand(_rows.at_least_one(row.normalizer))
+    z_label = axis.take(z, label)
     loss = (row.top - z_label) + row.log_normalizer
     at_label = jnp.where(z_label == -jnp.inf, 0, -_rows.other_mass(loss))
-    here = _axes.one_hot(labels, z.shape, axis)
-    return jnp.where(here, jnp.expand_dims(at_label, axis), others)
+    return jnp.where(axis.one_hot(label, z), axis.expand(at_label), others)
 
 
 hard_residual = jvp_from_vjp(_hard_residual)
 
 
-def _hard_residual_fwd(z: Array, labels: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
-    return hard_residual(z, labels, row, axis), (z, row)
+def _hard_residual_fwd(
+    z: Array, label: Array, row: _rows.Row, axis: ClassAxis
+) -> tuple[Array, Any]:
+    return hard_residual(z, label, row, axis), (z, row)
 
 
-def _hard_residual_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _hard_residual_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
     z_bar, _ = jacobian_product(p, cotangent, axis, undominated(row.largest))
@@ -253,28 +280,30 @@ _hard_residual.defvjp(_hard_residual_fwd, _hard_residual_bwd)
 # z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. To keep the former exact for a
 # confident row it is put together as p_j (Σ_{i≠j} q_i) - q_j (1 - p_j), both from sums of others.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _expected_loss(z: Array, target: Array, row: _rows.Row, axis: int) -> Array:
-    losses = (jnp.expand_dims(row.top, axis) - z) + jnp.expand_dims(row.log_normalizer, axis)
-    return jnp.sum(jnp.where(target == 0, 0, target * losses), axis)
+def _expected_loss(z: Array, target: Array, row: _rows.Row, axis: ClassAxis) -> Array:
+    losses = (axis.expand(row.top) - z) + axis.expand(row.log_normalizer)
+    return _mesh.copied(axis.sum(jnp.where(target == 0, 0, target * losses)), z, axis.mesh)
 
 
 expected_loss = jvp_from_vjp(_expected_loss)
 
 
-def _expected_loss_fwd(z: Array, target: Array, row: _rows.Row, axis: int) -> tuple[Array, Any]:
+def _expected_loss_fwd(
+    z: Array, target: Array, row: _rows.Row, axis: ClassAxis
+) -> tuple[Array, Any]:
     return expected_loss(z, target, row, axis), (z, target, row)
 
 
-def _expected_loss_bwd(axis: int, residuals: Any, cotangent: Array) -> Any:
+def _expected_loss_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     z, target, row = residuals
     p, _ = probabilities(z, None, row.top, row.normalizer, axis, z.dtype)
     absent = (z == -jnp.inf) & (target == 0)
     target = jnp.where(absent, 0, target)  # a constant: it contributes 0
-    total = jnp.sum(target, axis, keepdims=True)
+    total = axis.expand(axis.sum(target))
     large = 2 * target > total
-    small_total = jnp.sum(jnp.where(large, 0, target), axis, keepdims=True)
+    small_total = axis.expand(axis.sum(jnp.where(large, 0, target)))
     others = jnp.where(large, small_total, total - target)
-    cotangent = jnp.expand_dims(cotangent, axis)
+    cotangent = axis.expand(cotangent)
     z_bar = cotangent * (p * others - target * complement(p, row, axis))
     log_p = log_probabilities(z, None, row, axis)
     target_bar = -cotangent * jnp.where(absent, 0, log_p)

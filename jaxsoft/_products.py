@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits
+from jaxsoft._axes import ClassAxis
 from jaxsoft._softmax import defect, jacobian_product, undominated
 
 
@@ -90,9 +91,9 @@ def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
-    shape, axis = p.shape, _axes.merged_axis(p.ndim, axes)
+    shape, axis = p.shape, ClassAxis(_axes.merged_axis(p.ndim, axes))
     p, v = _axes.merge_axes(p, axes), _axes.merge_axes(v, axes)
-    spread = undominated(jnp.max(lax.stop_gradient(p), axis))
+    spread = undominated(jnp.max(lax.stop_gradient(p), axis.position))
     product, _ = jacobian_product(p, v, axis, spread, free=True)
     return _axes.unmerge_axes(product.astype(p.dtype), axes, shape)
 
@@ -141,12 +142,12 @@ def softmax_derivative(
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _entry(p: Array, i: Array, j: Array, *, axes: tuple[int, ...]) -> Array:
-    dtype, axis = p.dtype, _axes.merged_axis(p.ndim, axes)
+    dtype, axis = p.dtype, ClassAxis(_axes.merged_axis(p.ndim, axes))
     p = _axes.merge_axes(p.astype(_logits.compute_dtype(dtype)), axes)
-    n = p.shape[axis]
+    n = axis.count(p)
     inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
     i, j = jnp.clip(i, 0, n - 1), jnp.clip(j, 0, n - 1)
-    others = jnp.sum(jnp.where(_axes.one_hot(i, p.shape, axis), 0, p), axis)
+    others = axis.sum(jnp.where(axis.one_hot(i, p), 0, p))
     same = others + defect(p, axis)
-    entry = _axes.take(p, i, axis) * jnp.where(i == j, same, -_axes.take(p, j, axis))
+    entry = axis.take(p, i) * jnp.where(i == j, same, -axis.take(p, j))
     return jnp.where(inside, entry, jnp.nan).astype(dtype)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxsoft._axes import one_hot, take
+from jaxsoft import _mesh
+from jaxsoft._axes import ClassAxis, one_hot, take
 from jaxsoft._logits import LONG, Logits
 
 ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
@@ -55,16 +56,38 @@ class Row(NamedTuple):
         return 1 / at_least_one(self.normalizer)
 
 
-def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None) -> Row:
+def statistics(logits: Logits, axis: ClassAxis, place: Int[Array, "..."] | None = None) -> Row:
     """Computes the statistics of each row of logits: constants, without a derivative.
 
     Args:
         logits: as `prepare` returns them.
         axis: the axis of a row.
-        index: the entry that is kept out of the sum. Default: the maximum. With another entry
-            `rest` is exact to the rounding of Z.
+        place: the class that is kept out of the sum. Default: that of the maximum. With another
+            one `rest` is exact to the rounding of Z.
     """
     z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
+    if axis.mesh:
+        # A part without the class keeps another one out, of which all is to be added again.
+        if place is not None:
+            place = jnp.minimum(place, z.shape[axis.position] - 1)
+        part = _statistics(z, top, None, axis.position, place)
+        return _with_sink(_of_devices(part, axis), sink)
+    return _statistics(z, top, sink, axis.position, place)
+
+
+# As `_united` has it for two, of parts with the maxima m_d ≤ M and the rests r_d: those with the
+# maximum M, c of them, have r_d and 1 each, the others (1 + r_d) exp(m_d - M).
+def _of_devices(part: Row, axis: ClassAxis) -> Row:
+    """The statistics of whole rows from those of their parts on each device."""
+    top = _mesh.largest(part.top, axis.mesh)
+    highest = part.top == top
+    rest = jnp.where(highest, part.rest, part.normalizer * jnp.exp(part.top - top))
+    rest, count = _mesh.total((rest, highest.astype(rest.dtype)), axis.mesh)
+    return Row(top, rest + (count - 1))
+
+
+def _statistics(z: Array, top: Array, sink: Array | None, axis: int, index: Array | None) -> Row:
+    """Those of rows on one device."""
 
     def by_sum(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
         if index is None:
@@ -80,37 +103,40 @@ def statistics(logits: Logits, axis: int, index: Int[Array, "..."] | None = None
         return Row(top, rest + (apart - 1))
 
     def at_once(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
-        return in_one_pass(z, sink, axis)
+        return _with_sink(in_one_pass(z, axis), sink)
 
     # On a CPU the exponentials take the time, elsewhere the memory.
     return lax.platform_dependent(z, top, sink, index, cpu=by_sum, default=at_once)
 
 
 def top_and_normalizer(
-    logits: Logits, axis: int
+    logits: Logits, axis: ClassAxis
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """m and Z, for where the accuracy of Z - 1 does not matter: constants."""
+    if axis.mesh:
+        row = statistics(logits, axis, jnp.zeros(logits.top.shape, jnp.int32))
+        return row.top, row.normalizer
+    at = axis.position
 
     def by_sum(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
-        total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, axis)), axis)
+        total = jnp.sum(jnp.exp(z - jnp.expand_dims(top, at)), at)
         return top, total if sink is None else total + jnp.exp(sink - top)
 
     def at_once(z: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
-        row = in_one_pass(z, sink, axis)
+        row = _with_sink(in_one_pass(z, at), sink)
         return row.top, row.normalizer
 
     constants = lax.stop_gradient((logits.z, logits.top, logits.sink))
-    if logits.z.shape[axis] <= ONE_KERNEL:
+    if logits.z.shape[at] <= ONE_KERNEL:
         return by_sum(*constants)
     return lax.platform_dependent(*constants, cpu=by_sum, default=at_once)
 
 
 def probabilities(
-    z: Float[Array, "..."], top: Float[Array, "..."], total: Float[Array, "..."], axis: int
+    z: Float[Array, "..."], top: Float[Array, "..."], total: Float[Array, "..."], axis: ClassAxis
 ) -> Float[Array, "..."]:
     """exp(z - m) / Z; 0 in a row of -inf alone. exp(z - log Z) would round the offset in."""
-    divisor = jnp.expand_dims(at_least_one(total), axis)
-    return jnp.exp(z - jnp.expand_dims(top, axis)) / divisor
+    return jnp.exp(z - axis.expand(top)) / axis.expand(at_least_one(total))
 
 
 def sink_probability(
@@ -150,7 +176,7 @@ def other_exponentials(
 
 # A part of a row with the maximum m and Z - 1 = r, and one with M ≥ m and R, have together M and
 # R + (1 + r) exp(m - M): sums of positive terms. One entry has r = 0, and no entry at all r = -1.
-def in_one_pass(z: Float[Array, "..."], sink: Float[Array, "..."] | None, axis: int) -> Row:
+def in_one_pass(z: Float[Array, "..."], axis: int) -> Row:
     """The statistics, from one reading of the logits.
 
     Its error grows with the number of entries that are taken one after another, as that of a sum
@@ -158,9 +184,15 @@ def in_one_pass(z: Float[Array, "..."], sink: Float[Array, "..."] | None, axis: 
     """
     nothing = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), jnp.asarray(-1, z.dtype)
     top, rest = lax.reduce((z, jnp.zeros_like(z)), nothing, _united, (axis,))
-    if sink is not None:
-        top, rest = _united((top, rest), (sink, jnp.zeros_like(sink)))
     # A row with +inf is NaN.
+    return Row(top, jnp.where(top == jnp.inf, jnp.nan, rest))
+
+
+def _with_sink(row: Row, sink: Array | None) -> Row:
+    """The statistics of rows and one more logit of each."""
+    if sink is None:
+        return row
+    top, rest = _united(row, (sink, jnp.zeros_like(sink)))
     return Row(top, jnp.where(top == jnp.inf, jnp.nan, rest))
 
 
@@ -205,16 +237,19 @@ def _divided_sum(
 
 
 def log_abs_sum(
-    z: Float[Array, "..."], b: Float[Array, "..."], top: Float[Array, "..."], axis: int
+    z: Float[Array, "..."], b: Float[Array, "..."], top: Float[Array, "..."], axis: ClassAxis
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """log|S| and the sign of S = Σ b_j exp(z_j - m), m the maximum where b is not 0."""
     counts = b != 0
-    z, top = jnp.where(counts, z, -jnp.inf), jnp.expand_dims(top, axis)
+    z, top = jnp.where(counts, z, -jnp.inf), axis.expand(top)
     gap = jnp.where(z == top, 0, z - top)  # 0 also between +inf and +inf
     terms = jnp.where(counts, b * jnp.exp(gap), 0)
-    index = jnp.argmax(z, axis)
-    apart = take(terms, index, axis)
-    others = jnp.sum(jnp.where(one_hot(index, z.shape, axis), 0, terms), axis)
+    place = jnp.argmax(z, axis.position)
+    if axis.mesh:
+        highest = jnp.max(z, axis.position) == top.squeeze(axis.position)
+        place = jnp.where(highest, place, z.shape[axis.position])
+    apart = axis.take(terms, place)
+    others = axis.sum(jnp.where(axis.one_hot(place, z), 0, terms))
     total = apart + others
     # As in a Row, S - 1 is put together without adding 1; b_k - 1 is exact for b_k near 1.
     positive = jnp.log1p(jnp.where(total > 0, (apart - 1) + others, 0))
@@ -227,11 +262,11 @@ def signed_weights(
     top: Float[Array, "..."],
     logarithm: Float[Array, "..."],
     sign: Float[Array, "..."],
-    axis: int,
+    axis: ClassAxis,
 ) -> Float[Array, "..."]:
     """exp(z - m) / S from log|S| and the sign of S; 0 where S is 0."""
     finite = jnp.where(logarithm == -jnp.inf, 0, logarithm)
-    top, finite, sign = (jnp.expand_dims(a, axis) for a in (top, finite, sign))
+    top, finite, sign = map(axis.expand, (top, finite, sign))
     return sign * jnp.exp((z - top) - finite)
 
 

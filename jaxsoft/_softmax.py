@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows
 from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._axes import ClassAxis
+from jaxsoft._mesh import Mesh
 
 
 def softmax(
@@ -20,6 +22,7 @@ def softmax(
     *,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""Softmax, a drop-in for `jax.nn.softmax` whose derivative is exact to the last bits.
 
@@ -38,6 +41,9 @@ def softmax(
             axes of size 1). Differentiable.
         sink: s, an extra logit that takes mass but is not returned, shaped like the temperature,
             which does not divide it. `sink=0` is softmax-off-by-one. Differentiable.
+        axis_name: a mesh axis, or a tuple of them, over which the axis of the classes goes on:
+            within `jax.shard_map` (or `jax.vmap`) each device has its part of the classes, in
+            order, and gets the probabilities of these. Options of a row are alike on all devices.
 
     Returns:
         Probabilities, with the shape and dtype of `x`.
@@ -45,7 +51,8 @@ def softmax(
     Raises:
         TypeError: `x` is complex or not an array, `where` is not boolean, `axis` is no integer.
         ValueError: `axis` is out of range, an option does not broadcast, a temperature given as
-            a number is not positive (given as an array, its rows are NaN).
+            a number is not positive (given as an array, its rows are NaN), there is no axis of
+            the name, an option of a row is not alike on its devices.
 
     Numerics:
         A row that is masked or -inf throughout is 0, with derivative 0. A row with NaN or +inf is
@@ -68,22 +75,30 @@ def softmax(
     where = _checks.mask("softmax", where, x.shape)
     scale = _checks.temperature("softmax", temperature, x.shape, axes)
     sink = _checks.per_row("softmax", "sink", sink, x.shape, axes)
-    return _softmax(x, where, scale, sink, axes=axes) if x.size else x
+    mesh = _checks.mesh("softmax", axis_name, temperature=scale, sink=sink)
+    return _softmax(x, where, scale, sink, axes=axes, mesh=mesh) if x.size else x
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
 def _softmax(
-    x: Array, where: Array | None, temperature: Array | None, sink: Array | None, *, axes: Any
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    sink: Array | None,
+    *,
+    axes: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> Array:
-    shape, axis = x.shape, _axes.merged_axis(x.ndim, axes)
-    options = [_axes.merge_axes(option, axes) for option in (where, temperature, sink)]
-    p, _ = of_rows(_axes.merge_axes(x, axes), axis, *options, dtype=x.dtype)
+    shape, axis = x.shape, ClassAxis(_axes.merged_axis(x.ndim, axes), mesh)
+    args = _mesh.aligned(x, where, temperature, sink, mesh=mesh)
+    x, *options = (_axes.merge_axes(arg, axes) for arg in args)
+    p, _ = of_rows(x, axis, *options, dtype=x.dtype)
     return _axes.unmerge_axes(p, axes, shape)
 
 
 def of_rows(
     x: Array,
-    axis: int,
+    axis: ClassAxis,
     where: Array | None,
     temperature: Array | None,
     sink: Array | None,
@@ -93,7 +108,9 @@ def of_rows(
     """The probabilities along one axis, and that of the sink, which is without the axis."""
     logits = _logits.keep_inputs(lambda: _logits.prepare(x, axis, where, temperature, sink))
     top, total = _rows.top_and_normalizer(logits, axis)
-    return probabilities(logits.z, logits.sink, top, total, axis, dtype)
+    sink = _mesh.copied(logits.sink, logits.z, axis.mesh)
+    p, p_sink = probabilities(logits.z, sink, top, total, axis, dtype)
+    return p, None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
 
 
 # The rule of softmax, p = exp(z - m) / Z. Given statistics m and Z of the very logits z, the
@@ -102,7 +119,7 @@ def of_rows(
 # calls this with the statistics it has kept, and stays analytic at every order.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _probabilities(
-    z: Array, sink: Array | None, top: Array, total: Array, axis: int, dtype: DTypeLike
+    z: Array, sink: Array | None, top: Array, total: Array, axis: ClassAxis, dtype: DTypeLike
 ) -> tuple[Array, Array | None]:
     p = _rows.probabilities(z, top, total, axis).astype(dtype)
     if sink is None:
@@ -114,15 +131,17 @@ probabilities = jvp_from_vjp(_probabilities)
 
 
 def _probabilities_fwd(
-    z: Array, sink: Array | None, top: Array, total: Array, axis: int, dtype: DTypeLike
+    z: Array, sink: Array | None, top: Array, total: Array, axis: ClassAxis, dtype: DTypeLike
 ) -> tuple[Any, Any]:
     p, p_sink = probabilities(z, sink, top, total, axis, dtype)
     # The largest probability is 1 / Z, rounded just as p itself is.
     spread = undominated((1 / _rows.at_least_one(total)).astype(dtype))
-    return (p, p_sink), (p, p_sink, spread)
+    # Its derivative is total only where the copies of it are joined.
+    kept = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
+    return (p, p_sink), (p, kept, spread)
 
 
-def _probabilities_bwd(axis: int, dtype: DTypeLike, residuals: Any, cotangents: Any) -> Any:
+def _probabilities_bwd(axis: ClassAxis, dtype: DTypeLike, residuals: Any, cotangents: Any) -> Any:
     p, p_sink, spread = residuals
     z_bar, sink_bar = jacobian_product(p, cotangents[0], axis, spread, p_sink, cotangents[1])
     return z_bar, sink_bar, None, None
@@ -145,7 +164,7 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 def jacobian_product(
     p: Array,
     v: Array,
-    axis: int,
+    axis: ClassAxis,
     spread: Array,
     p_sink: Array | None = None,
     v_sink: Array | None = None,
@@ -157,7 +176,8 @@ def jacobian_product(
     Args:
         p: probabilities that sum to 1 together with `p_sink`.
         v: a tangent or a cotangent.
-        axis: the axis of the classes.
+        axis: the axis of the classes. Of classes on several devices the entry for the sink is
+            an equal share of it.
         spread: for each row `undominated` of its largest probability.
         p_sink: the probability of the sink, if there is one.
         v_sink: the entry of v for the sink.
@@ -166,7 +186,8 @@ def jacobian_product(
             derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
     """
     product = functools.partial(_jacobian_product, axis=axis, free=free)
-    if p_sink is not None or axis != p.ndim - 1 or p.shape[axis] > _rows.ONE_KERNEL:
+    last = axis == ClassAxis(p.ndim - 1)  # on one device
+    if p_sink is not None or not last or p.shape[-1] > _rows.ONE_KERNEL:
         return product(p, v, spread, p_sink, v_sink, sum_of=_sum)
 
     def with_sum(sum_of: _Sum) -> Callable[[Array, Array, Array], Array]:
@@ -179,15 +200,15 @@ def jacobian_product(
 # A sum over the classes is an array without their axis. On a GPU it is repeated for each of them:
 # of rows that fit into one XLA makes a single kernel with any number of sums, three passes over
 # memory in all, but only where every sum meets the very array that is summed.
-_Sum = Callable[[Array, int], Array]
+_Sum = Callable[[Array, ClassAxis], Array]
 
 
-def _sum(terms: Array, axis: int) -> Array:
-    return jnp.sum(terms, axis)
+def _sum(terms: Array, axis: ClassAxis) -> Array:
+    return axis.sum(terms)
 
 
-def _sum_for_each(terms: Array, axis: int) -> Array:
-    return 0 * terms + jnp.sum(terms, axis, keepdims=True)
+def _sum_for_each(terms: Array, axis: ClassAxis) -> Array:
+    return 0 * terms + jnp.sum(terms, axis.position, keepdims=True)
 
 
 def _jacobian_product(
@@ -197,7 +218,7 @@ def _jacobian_product(
     p_sink: Array | None,
     v_sink: Array | None,
     *,
-    axis: int,
+    axis: ClassAxis,
     free: bool,
     sum_of: _Sum,
 ) -> tuple[Array, Array | None]:
@@ -205,10 +226,12 @@ def _jacobian_product(
 
     def across(of_row: Array) -> Array:
         of_row = of_row.astype(dtype)
-        return of_row if of_row.ndim == p.ndim else jnp.expand_dims(of_row, axis)
+        return of_row if of_row.ndim == p.ndim else axis.expand(of_row)
 
     def total(terms: Iterable[Array]) -> Array:
-        return functools.reduce(jnp.add, (sum_of(term, axis) for term in terms))
+        of_classes, *of_sink = terms
+        sums = sum_of(of_classes, axis), *(term.squeeze(axis.position) for term in of_sink)
+        return functools.reduce(jnp.add, sums)
 
     # The classes, and the sink as one more.
     ps, vs = [p.astype(dtype)], [v.astype(dtype)]
@@ -228,7 +251,7 @@ def _jacobian_product(
     product, *rest = (
         product + _minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
     )
-    return product, rest[0].squeeze(axis) if rest else None
+    return product, _mesh.shares(rest[0].squeeze(axis.position), p, axis.mesh) if rest else None
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
@@ -248,10 +271,12 @@ def undominated(largest: Array) -> Array:
 
 # 1 - Σp, taken to be 0, with the derivative that it has.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def defect(p: Array, axis: int) -> Array:
-    return jnp.zeros_like(jnp.sum(p, axis))
+def defect(p: Array, axis: ClassAxis) -> Array:
+    return jnp.zeros_like(axis.sum(p))
 
 
 @defect.defjvp
-def _defect_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return defect(*primals, axis), -jnp.sum(*tangents, axis)
+def _defect_jvp(
+    axis: ClassAxis, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    return defect(*primals, axis), -axis.sum(*tangents)

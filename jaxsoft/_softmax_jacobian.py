@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _axes, _checks
+from jaxsoft._axes import ClassAxis
 from jaxsoft._jacobian import SimplexJacobian
 from jaxsoft._logits import compute_dtype
 from jaxsoft._simplex import quotient
@@ -118,7 +119,7 @@ def _at_logits(
     mass = jnp.zeros(row.shape[:-1], dtype)
     if not x.size:
         return x, row.astype(dtype), mass
-    p, p_sink = of_rows(row, row.ndim - 1, *options, dtype=dtype)
+    p, p_sink = of_rows(row, ClassAxis(row.ndim - 1), *options, dtype=dtype)
     mass = mass if p_sink is None else p_sink
     weights, scale = p, options[1]
     if scale is not None:

@@ -9,6 +9,7 @@ import pytest
 
 import jaxsoft
 from jaxsoft import _rows, _softmax
+from jaxsoft._axes import ClassAxis
 from jaxsoft.testing import error_in_eps
 from tests.exact import Exact, rows
 
@@ -33,7 +34,7 @@ def folded_statistics(z):
     """The statistics as a GPU takes them: 16 entries one after another, and the sums by pairs."""
     columns = -(-z.size // 16)
     z = jnp.pad(z, (0, 16 * columns - z.size), constant_values=-jnp.inf).reshape(16, columns)
-    parts = tuple(_rows.in_one_pass(z, None, 0))
+    parts = tuple(_rows.in_one_pass(z, 0))
     while parts[0].size > 1:
         half = parts[0].size // 2
         left, right, odd = (
@@ -70,7 +71,7 @@ def test_statistics_in_one_pass(dtype, name):
 )
 def test_statistics_of_rows_at_the_edges(row, top, rest):
     for order in (row, row[::-1]):
-        found = _rows.in_one_pass(jnp.asarray(order, jnp.float32), None, 0)
+        found = _rows.in_one_pass(jnp.asarray(order, jnp.float32), 0)
         np.testing.assert_array_equal(found.top, np.float32(top))
         np.testing.assert_array_equal(found.rest, np.float32(rest))
 
@@ -79,8 +80,8 @@ def test_statistics_of_rows_at_the_edges(row, top, rest):
 @pytest.mark.parametrize("row", [[1.0, 2.0, -1.0], [-INF, -INF, -INF], [20.0, -INF, 0.0]])
 def test_a_sink_is_one_more_entry(row, sink):
     row, sink = jnp.asarray(row, jnp.float32), jnp.asarray(sink, jnp.float32)
-    with_sink = _rows.in_one_pass(row, sink, 0)
-    longer = _rows.in_one_pass(jnp.append(row, sink), None, 0)
+    with_sink = _rows._with_sink(_rows.in_one_pass(row, 0), sink)
+    longer = _rows.in_one_pass(jnp.append(row, sink), 0)
     np.testing.assert_array_equal(with_sink, longer)
 
 
@@ -104,7 +105,7 @@ def test_other_platforms_read_the_logits_once():
 def product_on_a_gpu(p, v):
     """J v with the sums that make one kernel of it."""
     spread = _softmax.undominated(jnp.max(p, 0))
-    options = {"axis": 0, "free": False, "sum_of": _softmax._sum_for_each}
+    options = {"axis": ClassAxis(0), "free": False, "sum_of": _softmax._sum_for_each}
     product, _ = _softmax._jacobian_product(p, v, spread, None, None, **options)
     return product
 

@@ -147,7 +147,7 @@ def _report(
 # H = log Z - ⟨z⟩ with z = x / T, and ∂H/∂T = -⟨z, J_p ∂z/∂T⟩ = zᵀ J_p z / T = zᵀ J z. As J is blind
 # to a constant, z is measured from its maximum; and where p is 0 it has no weight, whatever it is.
 def _gaps(x: Array, where: Array | None, temperature: Array | None, p: Array) -> Array:
-    logits = _logits.prepare(x, x.ndim - 1, where, temperature)
+    logits = _logits.prepare(x, _axes.ClassAxis(x.ndim - 1), where, temperature)
     absent = p == 0
     return jnp.where(absent, 0, jnp.where(absent, 0, logits.z) - logits.top[..., None])
 
