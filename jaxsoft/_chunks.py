@@ -14,23 +14,30 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsoft import _logits, _online
-from jaxsoft._online import Classes, Layer, Options, Running, Statistics, Sums, Tokens
+from jaxsoft import _logits, _mesh, _online
+from jaxsoft._mesh import Mesh
+from jaxsoft._online import Classes, Layer, Options, Statistics, Sums, Tokens
 
 
-class Sizes(NamedTuple):
-    """The sizes of the chunks.
+class Division(NamedTuple):
+    """How the tokens and the classes are divided.
 
     Attributes:
         tokens: how many tokens make a chunk, at most.
         classes: how many classes make a chunk, at most.
         keep: whether the gradients keep the logits of a chunk of tokens for all classes, rather
             than making them twice.
+        mesh: the axes of a mesh over which the classes go on.
     """
 
     tokens: int
     classes: int
     keep: bool
+    mesh: Mesh | None
+
+    def count(self, layer: Layer) -> int:
+        """How many classes there are in all."""
+        return layer.w.shape[1] * (self.mesh.size if self.mesh else 1)
 
 
 class Live(NamedTuple):
@@ -54,13 +61,13 @@ class Gradients(NamedTuple):
 # ------------------------------------------------------------------------------------ the loss
 
 
-def statistics(tokens: Tokens, layer: Layer, sizes: Sizes) -> Statistics:
+def statistics(tokens: Tokens, layer: Layer, division: Division) -> Statistics:
     """What `_online.loss` needs, in one product of matrices."""
 
     def of_chunk(carry: None, chunk: tuple[Tokens, None, None]) -> tuple[None, Statistics]:
-        return carry, _statistics(_silenced(chunk[0]), layer, sizes, keep=False)[0]
+        return carry, _statistics(_silenced(chunk[0]), layer, division, keep=False)[0]
 
-    return _over_tokens(of_chunk, None, (tokens, None, None), sizes)[1]
+    return _over_tokens(of_chunk, None, (tokens, None, None), division)[1]
 
 
 def _silenced(tokens: Tokens) -> Tokens:
@@ -71,18 +78,18 @@ def _silenced(tokens: Tokens) -> Tokens:
 
 
 def _statistics(
-    tokens: Tokens, layer: Layer, sizes: Sizes, *, keep: bool
+    tokens: Tokens, layer: Layer, division: Division, *, keep: bool
 ) -> tuple[Statistics, Array | None]:
     """With the products x w of every chunk of classes, if they are to be kept."""
 
-    def step(running: Running, classes: Classes, _: None) -> tuple[Running, Array | None]:
+    def step(so_far: Statistics, classes: Classes, _: None) -> tuple[Statistics, Array | None]:
         products = _products(tokens.x, classes.layer.w)
-        running = _online.extended(running, products, tokens, classes)
-        return running, products if keep else None
+        so_far = _online.extended(so_far, products, tokens, classes)
+        return so_far, products if keep else None
 
     nothing = _online.nothing(tokens, layer)
-    running, kept = _over_classes(step, nothing, None, tokens, layer, sizes)
-    return running.statistics, kept
+    here, kept = _over_classes(step, nothing, None, tokens, layer, division)
+    return _online.of_devices(here, tokens, division.mesh), kept
 
 
 def _products(x: Array, w: Array) -> Array:
@@ -98,19 +105,24 @@ def gradients(
     layer: Layer,
     cotangent: Float[Array, " t"],
     live: Live,
-    sizes: Sizes,
+    division: Division,
     given: Statistics | None = None,
 ) -> tuple[Float[Array, " t"], Gradients]:
     """The loss of each token, and the gradients of Σ_i cotangent_i loss_i.
 
+    Of classes on several devices each has the gradients by its own, and of what all have alike a
+    part that is to be added to those of the others.
+
     Either of x and w takes one product of matrices more than the loss alone. The logits, and so
-    the product that makes them, are made once with `sizes.keep`; else once more than the
+    the product that makes them, are made once with `division.keep`; else once more than the
     statistics that may be given.
     """
     dtype = _logits.compute_dtype(layer.w.dtype)
 
     def zeros(leaf: Array | None, wanted: bool | None) -> Array | None:
-        return jnp.zeros(leaf.shape, dtype) if wanted and leaf is not None else None
+        if not wanted or leaf is None:
+            return None
+        return _mesh.typed(jnp.zeros(leaf.shape, dtype), tokens.x)
 
     options = Options(*map(zeros, layer.options, live.options))
 
@@ -119,12 +131,12 @@ def gradients(
     ) -> tuple[Gradients, Any]:
         tokens, cotangent, given = chunk
         tokens = _silenced(tokens)
-        out, sums = _chunk_gradients(tokens, layer, cotangent, live, sizes, so_far, given)
+        out, sums = _chunk_gradients(tokens, layer, cotangent, live, division, so_far, given)
         return sums._replace(x=None, temperature=None), (out, sums.x, sums.temperature)
 
     start = Gradients(None, None, zeros(layer.w, live.w), options)
     chunks = (tokens, cotangent, given)
-    sums, (out, x_bar, temperature_bar) = _over_tokens(of_chunk, start, chunks, sizes)
+    sums, (out, x_bar, temperature_bar) = _over_tokens(of_chunk, start, chunks, division)
     return out, sums._replace(x=x_bar, temperature=temperature_bar)
 
 
@@ -133,22 +145,23 @@ def _chunk_gradients(
     layer: Layer,
     cotangent: Array,
     live: Live,
-    sizes: Sizes,
+    division: Division,
     so_far: Gradients,
     given: Statistics | None,
 ) -> tuple[Array, Gradients]:
     """The losses of a chunk of tokens, and the gradients with what comes to them by it."""
     kept = None
     if given is None:
-        given, kept = _statistics(tokens, layer, sizes, keep=sizes.keep)
+        given, kept = _statistics(tokens, layer, division, keep=division.keep)
     top = given.top
 
     def loss_of(sums: Sums, temperature: Array | None, options: Options) -> Array:
         of_tokens = tokens._replace(temperature=temperature)
-        return _online.loss(Statistics(top, sums), of_tokens, layer._replace(options=options))
+        return _online.loss(Statistics(top, sums), of_tokens, options, division.count(layer))
 
     out, pullback = jax.vjp(loss_of, given.sums, tokens.temperature, layer.options)
-    sums_bar, temperature_bar, options_bar = pullback(cotangent)
+    sums_bar, *bars = pullback(cotangent)
+    temperature_bar, options_bar = _mesh.shares(bars, tokens.x, division.mesh)
 
     def step(so_far: Gradients, classes: Classes, kept: Array | None) -> tuple[Gradients, None]:
         def sums_of(products: Array, temperature: Array | None, options: Options) -> Sums:
@@ -173,11 +186,11 @@ def _chunk_gradients(
         return _added(so_far, part, classes.start), None
 
     so_far = so_far._replace(
-        x=jnp.zeros(tokens.x.shape, out.dtype) if live.x else None,
-        temperature=jnp.zeros_like(out) if live.temperature else None,
+        x=_mesh.typed(jnp.zeros(tokens.x.shape, out.dtype), tokens.x) if live.x else None,
+        temperature=_mesh.typed(jnp.zeros_like(out), tokens.x) if live.temperature else None,
     )
     so_far = _added(so_far, Gradients(None, temperature_bar, None, options_bar), 0)
-    so_far, _ = _over_classes(step, so_far, kept, tokens, layer, sizes)
+    so_far, _ = _over_classes(step, so_far, kept, tokens, layer, division)
     return out, so_far
 
 
@@ -209,13 +222,13 @@ def _over_tokens(
     of_chunk: Callable[[Any, Any], tuple[Any, Any]],
     carry: Any,
     xs: tuple[Tokens, Array | None, Statistics | None],
-    sizes: Sizes,
+    division: Division,
 ) -> tuple[Any, Any]:
     """Scans over chunks of tokens, their cotangents and their statistics."""
     body = jax.checkpoint(of_chunk, prevent_cse=False)
     tokens, cotangent, statistics = xs
     length = tokens.labels.shape[0]
-    count = math.ceil(length / sizes.tokens)
+    count = math.ceil(length / division.tokens)
     if count == 1:
         return body(carry, xs)
     size = math.ceil(length / count)
@@ -231,10 +244,10 @@ def _over_tokens(
     return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:length], out)
 
 
-def _class_chunks(layer: Layer, sizes: Sizes) -> tuple[int, int]:
+def _class_chunks(layer: Layer, division: Division) -> tuple[int, int]:
     """The number of chunks of classes, and how many classes each of them has."""
     n = layer.w.shape[1]
-    count = math.ceil(n / sizes.classes)
+    count = math.ceil(n / division.classes)
     return count, math.ceil(n / count)
 
 
@@ -244,11 +257,11 @@ def _over_classes(
     of_chunks: Any,
     tokens: Tokens,
     layer: Layer,
-    sizes: Sizes,
+    division: Division,
 ) -> tuple[Any, Any]:
     """Scans over the chunks of classes and what has an entry for each of them."""
     n, dtype = layer.w.shape[1], tokens.labels.dtype
-    count, size = _class_chunks(layer, sizes)
+    count, size = _class_chunks(layer, division)
 
     def places(low: Array | int, start: Array | int) -> Array:
         here = (tokens.labels >= low) & (tokens.labels < start + size)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _checks, _chunks, _logits, _online
+from jaxsoft import _checks, _chunks, _logits, _mesh, _online
 from jaxsoft._autodiff import jvp_from_vjp, transposable
-from jaxsoft._chunks import Gradients, Live, Sizes
+from jaxsoft._axes import ClassAxis
+from jaxsoft._chunks import Division, Gradients, Live
+from jaxsoft._mesh import Mesh
 from jaxsoft._online import Layer, Options, Statistics, Tokens
 
 Reduction = Literal["mean", "sum", "none"]
@@ -39,6 +41,7 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     token_chunk: int | None = None,
     vocab_chunk: int | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> Float[Array, "..."]:
     r"""Cross-entropy of softmax(x w + bias), without ever holding the logits of all tokens.
 
@@ -73,6 +76,10 @@ def linear_cross_entropy(
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes.
+        axis_name: mesh axes over which the classes go on, as in `softmax`: each device has its
+            columns of `w` and its part of `bias` and `class_weights`, in order. All else is alike
+            on these devices, as the loss is; labels are ids among all classes. Where labels differ
+            between devices the loss is NaN, if JAX does not know it before.
 
     Returns:
         The loss in nats: a scalar, or an array of the shape of `labels` for "none", in float32 or
@@ -120,41 +127,52 @@ def linear_cross_entropy(
         weights = _checks.non_negative(name, "weights", weights, shape, "the shape of labels")
     if ignore_index is not None:
         ignore_index = _checks.ignore_index(name, ignore_index, labels)
-    softcap = _checks.softcap(name, softcap)
+    alike = {
+        "x": x,
+        "labels": labels,
+        "weights": weights,
+        "label_smoothing": _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
+        "z_loss": _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        "temperature": _checks.temperature(name, temperature, (*shape, n), (len(shape),)),
+        "softcap": _checks.softcap(name, softcap),
+    }
+    division = _division(
+        d,
+        n,
+        reduction,
+        _checks.positive_or_none(name, "token_chunk", token_chunk),
+        _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
+        _checks.mesh(name, axis_name, **alike),
+    )
     return _linear_cross_entropy(
-        x,
-        w,
-        labels,
-        bias,
-        weights,
-        _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
-        _checks.number_or_none(name, "z_loss", z_loss, 0, math.inf),
-        class_weights,
-        _checks.temperature(name, temperature, (*shape, n), (len(shape),)),
-        softcap,
+        w=w,
+        bias=bias,
+        class_weights=class_weights,
+        **alike,
         ignore_index=ignore_index,
         reduction=reduction,
-        sizes=_sizes(
-            d,
-            n,
-            reduction,
-            _checks.positive_or_none(name, "token_chunk", token_chunk),
-            _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
-        ),
+        division=division,
     )
 
 
-def _sizes(
-    d: int, n: int, reduction: Reduction, token_chunk: int | None, vocab_chunk: int | None
-) -> Sizes:
+def _division(
+    d: int,
+    n: int,
+    reduction: Reduction,
+    token_chunk: int | None,
+    vocab_chunk: int | None,
+    mesh: Mesh | None,
+) -> Division:
     keep = vocab_chunk is None and reduction != "none"
     tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 2)
     cached = math.ceil(n / max(1, round(n / _CLASSES)))
-    return Sizes(tokens, vocab_chunk or (cached if jax.default_backend() == "cpu" else n), keep)
+    classes = vocab_chunk or (cached if jax.default_backend() == "cpu" else n)
+    return Division(tokens, classes, keep, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "sizes"))
+@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "division"))
 def _linear_cross_entropy(
+    *,
     x: Array,
     w: Array,
     labels: Array,
@@ -165,25 +183,33 @@ def _linear_cross_entropy(
     class_weights: Array | None,
     temperature: Array | None,
     softcap: Array | None,
-    *,
     ignore_index: int | None,
     reduction: Reduction,
-    sizes: Sizes,
+    division: Division,
 ) -> Array:
-    shape, n = labels.shape, w.shape[1]
+    shape, mesh = labels.shape, division.mesh
     common = jnp.promote_types(x.dtype, w.dtype)
     dtype = _logits.compute_dtype(common)
 
     def widened(option: ArrayLike | None) -> Array | None:
         return None if option is None else jnp.asarray(option, dtype)
 
+    given = map(widened, (bias, class_weights, label_smoothing, z_loss, softcap, weights))
+    args = _mesh.aligned(w.astype(common), x, labels, widened(temperature), *given, mesh=mesh)
+    w, x, labels, scale, *options, weights = args
     x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
+    axis = ClassAxis(1, mesh)
+    n = axis.count(w)
+    valid = (labels >= 0) & (labels < n)
     ignored = None if ignore_index is None else labels == ignore_index
-    factors = jnp.ones(labels.shape, dtype)
+    if mesh and not _mesh.counted(mesh):
+        alike = _mesh.largest(labels, mesh) == -_mesh.largest(-labels, mesh)
+        valid, ignored = valid & alike, None if ignored is None else ignored & alike
+    factors = _mesh.typed(jnp.ones(labels.shape, dtype), x)
     if weights is not None:
-        factors = weights.astype(dtype).reshape(-1)
+        factors = weights.reshape(-1)
         # What cannot be computed may be left out; of what can, the derivative by the weight counts.
-        sound = jnp.all(jnp.isfinite(x), 1) & (labels >= 0) & (labels < n)
+        sound = jnp.all(jnp.isfinite(x), 1) & valid
         absent = (factors == 0) & ~sound
         ignored = absent if ignored is None else ignored | absent
     if ignored is not None:
@@ -192,16 +218,17 @@ def _linear_cross_entropy(
         lost = jnp.full(labels.shape, jnp.nan, dtype)
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
     else:
-        scale = widened(temperature)
         if scale is not None:
-            scale = jnp.where(scale > 0, scale, jnp.nan)
-        tokens = Tokens(x, labels, ignored, None if scale is None else scale.reshape(-1))
-        options = map(widened, (bias, class_weights, label_smoothing, z_loss, softcap))
-        layer = Layer(w.astype(common), Options(*options))
+            scale = jnp.where(scale > 0, scale, jnp.nan).reshape(-1)
+        copied = functools.partial(_mesh.copied, like=w, mesh=mesh)
+        tokens = Tokens(copied(x), axis.places(labels, w), valid, ignored, copied(scale))
+        layer = Layer(w, Options(*copied(options)))
         if reduction != "none":
-            total = weighted_sum(tokens, layer, factors, sizes, common)
+            total = weighted_sum(tokens, layer, copied(factors), division, common)
+            total = _mesh.joined(total, mesh)
             return total if reduction == "sum" else _over(total, jnp.sum(factors))
-        out = _online.weighted(factors, losses(tokens, layer, sizes, common))
+        out = _mesh.joined(losses(tokens, layer, division, common), mesh)
+        out = _online.weighted(factors, out)
     if reduction == "none":
         return out.reshape(shape)
     return jnp.sum(out) if reduction == "sum" else _over(jnp.sum(out), jnp.sum(factors))
@@ -234,7 +261,7 @@ def _cotangents(bars: Gradients, dtype: DTypeLike) -> tuple[Any, Any]:
     """The gradients in the types of the arguments; x and w have one of their own."""
     x, w = (None if bar is None else bar.astype(dtype) for bar in (bars.x, bars.w))
     # Labels have no gradient, nor has what is ignored.
-    return (x, None, None, bars.temperature), (w, bars.options)
+    return (x, None, None, None, bars.temperature), (w, bars.options)
 
 
 # Where a forward rule is differentiated in reverse, JAX takes the checkpoints out of what does not
@@ -248,30 +275,34 @@ _in_chunks = functools.partial(
 
 # The loss of each token. Between the passes stay the arguments and the statistics.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _losses(tokens: Tokens, layer: Layer, sizes: Sizes, dtype: DTypeLike) -> Array:
-    return _online.loss(_chunks.statistics(tokens, layer, sizes), tokens, layer)
+def _losses(tokens: Tokens, layer: Layer, division: Division, dtype: DTypeLike) -> Array:
+    return _loss(_chunks.statistics(tokens, layer, division), tokens, layer, division)
+
+
+def _loss(statistics: Statistics, tokens: Tokens, layer: Layer, division: Division) -> Array:
+    return _online.loss(statistics, tokens, layer.options, division.count(layer))
 
 
 losses = jvp_from_vjp(_losses)
 
 
-def _losses_fwd(tokens: Any, layer: Any, sizes: Sizes, dtype: DTypeLike) -> tuple[Array, Any]:
+def _losses_fwd(tokens: Any, layer: Any, division: Division, dtype: DTypeLike) -> tuple[Array, Any]:
     tokens, layer, live = _values(tokens, layer)
 
     @_in_chunks
     def statistics(tokens: Tokens, layer: Layer) -> Statistics:
-        return _chunks.statistics(tokens, layer, sizes)
+        return _chunks.statistics(tokens, layer, division)
 
     of_tokens = statistics(tokens, layer)
-    out = _online.loss(of_tokens, tokens, layer)
-    return out, (tokens, layer, of_tokens, _Static(live))
+    out = _loss(of_tokens, tokens, layer, division)
+    return _mesh.evenly(out, division.mesh), (tokens, layer, of_tokens, _Static(live))
 
 
-def _losses_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
+def _losses_bwd(division: Division, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
     tokens, layer, statistics, static = residuals
 
     def gradients(cotangent: Array) -> tuple[Any, Any]:
-        _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, sizes, statistics)
+        _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, division, statistics)
         return _cotangents(bars, dtype)
 
     tokens_bar, layer_bar = transposable(gradients, cotangent)
@@ -285,9 +316,9 @@ _losses.defvjp(_losses_fwd, _losses_bwd, symbolic_zeros=True)
 # may be large, as where a loss is scaled for float16, and they are rounded after it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _weighted_sum(
-    tokens: Tokens, layer: Layer, weights: Array, sizes: Sizes, dtype: DTypeLike
+    tokens: Tokens, layer: Layer, weights: Array, division: Division, dtype: DTypeLike
 ) -> Array:
-    out = _online.loss(_chunks.statistics(tokens, layer, sizes), tokens, layer)
+    out = _loss(_chunks.statistics(tokens, layer, division), tokens, layer, division)
     return jnp.sum(_online.weighted(weights, out))
 
 
@@ -295,19 +326,23 @@ weighted_sum = jvp_from_vjp(_weighted_sum)
 
 
 def _weighted_sum_fwd(
-    tokens: Any, layer: Any, weights: Any, sizes: Sizes, dtype: DTypeLike
+    tokens: Any, layer: Any, weights: Any, division: Division, dtype: DTypeLike
 ) -> tuple[Array, Any]:
     tokens, layer, live = _values(tokens, layer)
 
     @_in_chunks
     def gradients(tokens: Tokens, layer: Layer, weights: Array) -> tuple[Array, Gradients]:
-        return _chunks.gradients(tokens, layer, weights, live, sizes)
+        return _chunks.gradients(tokens, layer, weights, live, division)
 
     out, bars = gradients(tokens, layer, weights.value)
-    return jnp.sum(_online.weighted(weights.value, out)), (out, bars)
+    total = jnp.sum(_online.weighted(weights.value, out))
+    residuals = _mesh.shares(out, out, division.mesh), bars
+    return _mesh.evenly(total, division.mesh), residuals
 
 
-def _weighted_sum_bwd(sizes: Sizes, dtype: DTypeLike, residuals: Any, cotangent: Array) -> Any:
+def _weighted_sum_bwd(
+    division: Division, dtype: DTypeLike, residuals: Any, cotangent: Array
+) -> Any:
     out, bars = jax.tree.map(lambda residual: cotangent * residual, residuals)
     tokens_bar, layer_bar = _cotangents(bars, dtype)
     return Tokens(*tokens_bar), Layer(*layer_bar), out

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxsoft._autodiff import jvp_from_vjp
+
 
 class Mesh(NamedTuple):
     """The axes of a mesh over which the classes go on.
@@ -50,9 +52,11 @@ def copied(tree: Any, like: Array, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda x: _typed(x, some), tree)
 
 
-def shares(x: Array, like: Array, mesh: Mesh | None) -> Array:
+def shares(tree: Any, like: Array, mesh: Mesh | None) -> Any:
     """Equal parts of what is alike, one on each device, to be added up."""
-    return copied(x / mesh.size, like, mesh) if mesh else x
+    if mesh is None:
+        return tree
+    return copied(jax.tree.map(lambda x: x / mesh.size, tree), like, mesh)
 
 
 def joined(copies: Array, mesh: Mesh | None) -> Array:
@@ -60,15 +64,32 @@ def joined(copies: Array, mesh: Mesh | None) -> Array:
     return largest(copies, mesh) + total(_change(copies), mesh) if mesh else copies
 
 
-@jax.custom_jvp
-def _change(x: Array) -> Array:
-    """0, with the derivative of x."""
+def evenly(copies: Array, mesh: Mesh | None) -> Array:
+    """Copies whose derivatives are the total one on each device, made such that `joined` takes.
+
+    They are so where JAX differentiates a program with what is exchanged in it.
+    """
+    return lax.stop_gradient(copies) + _change(copies / mesh.size) if mesh else copies
+
+
+# 0, with the derivative of x.
+@jax.custom_vjp
+def _change_rule(x: Array) -> Array:
     return _typed(jnp.zeros_like(x), x)
 
 
-@_change.defjvp
-def _change_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _change(*primals), *tangents
+_change = jvp_from_vjp(_change_rule)
+
+
+def _change_fwd(x: Array) -> tuple[Array, None]:
+    return _change(x), None
+
+
+def _change_bwd(_: None, cotangent: Array) -> tuple[Array]:
+    return (cotangent,)
+
+
+_change_rule.defvjp(_change_fwd, _change_bwd)
 
 
 def differing(x: Array) -> frozenset[Hashable]:
@@ -102,6 +123,14 @@ def aligned(*args: Array | None, mesh: Mesh | None = None) -> tuple[Any, ...]:
 
     first, *rest = args
     return align(first, missing | own), *(align(x, missing) for x in rest)
+
+
+def typed(tree: Any, like: Array) -> Any:
+    """Constants that differ along the mesh axes along which an array does, as a loop demands."""
+    if not differing(like):
+        return tree
+    some = lax.stop_gradient(like[(0,) * like.ndim])
+    return jax.tree.map(lambda x: _typed(x, some), tree)
 
 
 def _typed(x: Array, like: Array) -> Array:

@@ -7,11 +7,13 @@ of it is plain arithmetic, differentiated as it stands and exact where a token i
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsoft import _axes, _logits, _rows
+from jaxsoft import _axes, _logits, _mesh, _rows
+from jaxsoft._mesh import Mesh
 
 
 class Tokens(NamedTuple):
@@ -19,13 +21,16 @@ class Tokens(NamedTuple):
 
     Attributes:
         x: the features, of the dtype of the layer's weight.
-        labels: class ids.
+        labels: the place of the label among the classes of the layer; any other number if it is not
+            there.
+        valid: whether the label exists.
         ignored: tokens without a loss, whatever they hold; None for none of them.
         temperature: T > 0 of each token, or None.
     """
 
     x: Float[Array, "t d"]
     labels: Int[Array, " t"]
+    valid: Bool[Array, " t"]
     ignored: Bool[Array, " t"] | None
     temperature: Float[Array, " t"] | None
 
@@ -77,12 +82,16 @@ class Sums(NamedTuple):
     Attributes:
         others: Σ exp((u - m) / T) over all classes but the label.
         label: u of the label.
+        weight: the class weight of the label; None without class weights.
         spread: Σ w (m - u) / T with the class weights w; None without label smoothing.
+        total: Σ w, the same for every token; None without label smoothing.
     """
 
     others: Float[Array, " t"]
     label: Float[Array, " t"]
+    weight: Float[Array, " t"] | None
     spread: Float[Array, " t"] | None
+    total: Float[Array, " t"] | None
 
 
 class Statistics(NamedTuple):
@@ -97,41 +106,45 @@ class Statistics(NamedTuple):
     sums: Sums
 
 
-class Running(NamedTuple):
-    """Statistics of the classes so far.
-
-    Attributes:
-        statistics: of these classes.
-        seen: the sum of their class weights; None without label smoothing.
-    """
-
-    statistics: Statistics
-    seen: Float[Array, ""] | None
-
-
-def nothing(tokens: Tokens, layer: Layer) -> Running:
+def nothing(tokens: Tokens, layer: Layer) -> Statistics:
     """The statistics of no class."""
-    dtype = _logits.compute_dtype(layer.w.dtype)
-    zero, lowest = jnp.zeros((), dtype), jnp.full(tokens.labels.shape, jnp.finfo(dtype).min, dtype)
+    dtype, options = _logits.compute_dtype(layer.w.dtype), layer.options
+    lowest = jnp.full(tokens.labels.shape, jnp.finfo(dtype).min, dtype)
     none = jnp.zeros_like(lowest)
-    if layer.options.label_smoothing is None:
-        return Running(Statistics(lowest, Sums(none, none, None)), None)
-    return Running(Statistics(lowest, Sums(none, none, none)), zero)
+    smooth = options.label_smoothing is not None
+    weight = None if options.class_weights is None else none
+    sums = Sums(none, none, weight, none if smooth else None, none if smooth else None)
+    return _mesh.typed(Statistics(lowest, sums), tokens.x)
 
 
-def extended(running: Running, products: Array, tokens: Tokens, classes: Classes) -> Running:
+def extended(
+    statistics: Statistics, products: Array, tokens: Tokens, classes: Classes
+) -> Statistics:
     """The statistics with one chunk of classes more, given its products x w."""
-    (before, old), seen = running
     u = capped(products, classes)
-    top = jnp.maximum(before, _logits.maximum(lax.stop_gradient(u), 1))
-    new = sums(u, top, tokens, classes)
-    others = new.others + old.others * jnp.exp(_gap(before, top, tokens.temperature))
-    spread = None
-    if new.spread is not None and old.spread is not None and seen is not None:
-        before = jnp.where(seen == 0, top, before)  # of no class there is nothing to move
-        spread = new.spread + (old.spread - seen * _gap(before, top, tokens.temperature))
-        seen += jnp.sum(_class_weights(classes))
-    return Running(Statistics(top, Sums(others, old.label + new.label, spread)), seen)
+    top = jnp.maximum(statistics.top, _logits.maximum(lax.stop_gradient(u), 1))
+    new, old = sums(u, top, tokens, classes), _moved(statistics, top, tokens.temperature)
+    return Statistics(top, jax.tree.map(jnp.add, new, old))
+
+
+def of_devices(part: Statistics, tokens: Tokens, mesh: Mesh | None) -> Statistics:
+    """The statistics of all classes from those of the classes on each device."""
+    if mesh is None:
+        return part
+    top = _mesh.largest(part.top, mesh)
+    sums = _mesh.total(_moved(part, top, tokens.temperature), mesh)
+    return _mesh.copied(Statistics(top, sums), tokens.x, mesh)
+
+
+def _moved(statistics: Statistics, top: Array, temperature: Array | None) -> Sums:
+    """The sums given a maximum that is at least as large."""
+    before, sums = statistics
+    others = sums.others * jnp.exp(_gap(before, top, temperature))
+    spread = sums.spread
+    if spread is not None and sums.total is not None:
+        before = jnp.where(sums.total == 0, top, before)  # of no class there is nothing to move
+        spread = spread - sums.total * _gap(before, top, temperature)
+    return sums._replace(others=others, spread=spread)
 
 
 def capped(products: Array, classes: Classes) -> Array:
@@ -148,23 +161,29 @@ def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
     scale = None if temperature is None else temperature[:, None]
     z = _gap(u, top[:, None], scale)
     others = jnp.sum(_rows.other_exponentials(z, jnp.zeros_like(top), classes.places, 1), 1)
-    label = _axes.take(u, jnp.minimum(classes.places, n - 1), 1)
-    label = jnp.where(classes.places < n, label, 0)
-    if classes.layer.options.label_smoothing is None:
-        return Sums(others, label, None)
+    place, here = jnp.minimum(classes.places, n - 1), classes.places < n
+    label = jnp.where(here, _axes.take(u, place, 1), 0)
+    options, weight = classes.layer.options, None
+    if options.class_weights is not None:
+        weight = options.class_weights.at[place].get(mode="promise_in_bounds")
+        weight = jnp.where(here, weight, 0)
+    if options.label_smoothing is None:
+        return Sums(others, label, weight, None, None)
     weights = _class_weights(classes)[None]
     # A class without a probability counts for nothing if it has no weight, and is a constant.
     absent = u == -jnp.inf
     terms = weights * -jnp.where(absent, 0, z)
     terms = jnp.where(absent & (weights != 0), jnp.inf, terms)
-    return Sums(others, label, jnp.sum(terms, 1))
+    return Sums(
+        others, label, weight, jnp.sum(terms, 1), jnp.broadcast_to(jnp.sum(weights), top.shape)
+    )
 
 
 def _class_weights(classes: Classes) -> Array:
     """The class weights of a chunk, 0 in the columns that count elsewhere."""
     weights, w = classes.layer.options.class_weights, classes.layer.w
     if weights is None:
-        weights = jnp.ones(w.shape[1], _logits.compute_dtype(w.dtype))
+        weights = _mesh.typed(jnp.ones(w.shape[1], _logits.compute_dtype(w.dtype)), w)
     return weights if classes.fresh is None else jnp.where(classes.fresh, weights, 0)
 
 
@@ -173,10 +192,10 @@ def _class_weights(classes: Classes) -> Array:
 # log(1 + A/e_y), whose derivatives 1/Z by A and -A/Z by u_y are exact as automatic differentiation
 # makes them, and so is every further one. Of another label e_y/Z is at most 1/2, and l_y is the sum
 # of two terms that are not negative.
-def loss(statistics: Statistics, tokens: Tokens, layer: Layer) -> Float[Array, " t"]:
-    """The loss of each token."""
-    top, (others, label, spread) = statistics
-    n, temperature = layer.w.shape[1], tokens.temperature
+def loss(statistics: Statistics, tokens: Tokens, options: Options, n: int) -> Float[Array, " t"]:
+    """The loss of each token among n classes."""
+    top, (others, label, weight, spread, total) = statistics
+    temperature = tokens.temperature
     label = jnp.where(label == -jnp.inf, -jnp.inf, label)  # a constant
     gap = _gap(label, top, temperature)
     own = jnp.exp(gap)
@@ -188,13 +207,9 @@ def loss(statistics: Statistics, tokens: Tokens, layer: Layer) -> Float[Array, "
         jnp.log1p(others / jnp.where(on_top, own, 1)),
         log_normalizer - gap,
     )
-    options, weight = layer.options, None
-    if options.class_weights is not None:
-        weight = options.class_weights.at[tokens.labels].get(mode="clip")
-    if options.label_smoothing is not None and spread is not None:
+    if options.label_smoothing is not None and spread is not None and total is not None:
         smoothing = options.label_smoothing
         smoothing = jnp.where((smoothing >= 0) & (smoothing <= 1), smoothing, jnp.nan)
-        total = n if options.class_weights is None else jnp.sum(options.class_weights)
         even = weighted(smoothing / n, spread + total * log_normalizer)
         out = weighted(1 - smoothing if weight is None else (1 - smoothing) * weight, out) + even
     elif weight is not None:
@@ -204,8 +219,8 @@ def loss(statistics: Statistics, tokens: Tokens, layer: Layer) -> Float[Array, "
         log_partition = jnp.where(empty, 0, log_normalizer + shift)
         out += options.z_loss * log_partition**2
     # By multiplication, for the gradient of a label that does not exist is NaN as well.
-    valid = (tokens.labels >= 0) & (tokens.labels < n)
-    out *= jnp.where(valid if tokens.ignored is None else valid | tokens.ignored, 1, jnp.nan)
+    valid = tokens.valid if tokens.ignored is None else tokens.valid | tokens.ignored
+    out *= jnp.where(valid, 1, jnp.nan)
     return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
 
 

@@ -27,7 +27,8 @@ OPTIONAL = {
 # A module imports from its own layer and those above it here; "" is `jaxsoft/__init__.py`. Modules
 # that do not exist yet have their place already.
 LAYERS = (
-    ("_mesh", "_autodiff"),
+    ("_autodiff",),
+    ("_mesh",),
     ("_checks",),
     ("_axes", "_logits"),
     ("_rows",),
