@@ -96,6 +96,15 @@ def mesh(function: str, axis_name: AxisName, **alike: Any) -> Mesh | None:
     return Mesh(names, size)
 
 
+def undivided(function: str, axis_name: AxisName) -> None:
+    """Raises `ValueError` if the classes lie on several devices."""
+    if axis_name is not None:
+        raise ValueError(
+            f"{function}: needs all classes on one device, got axis_name {axis_name!r}; "
+            "jax.lax.all_gather brings the weights together"
+        )
+
+
 def mask(function: str, where: Any, shape: tuple[int, ...]) -> Array | None:
     """Returns the boolean mask broadcast to `shape`."""
     if where is None:

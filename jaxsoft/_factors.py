@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks
-from jaxsoft._simplex import centred, complement, dominant, fractions, quotient
+from jaxsoft._mesh import Mesh
+from jaxsoft._simplex import centred, complement, dominant, fractions, jit, quotient, total
 
 
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -19,33 +20,37 @@ def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
 # B = diag(√s) - κ s √sᵀ has B Bᵀ = diag(s) - (2κ - κ² Σs) s sᵀ, and that is C for
 #     κ = (1 - √a0) / Σs = 1 / (t (1 + √a0)).
 # The diagonal is √s (1 - a / (1 + √a0)) = √s (1 - a + √a0) / (1 + √a0), which has no difference.
-@jax.jit
+@jit
 def root_product(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b n"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b n"]:
     """B v."""
-    _, a, a0 = fractions(s, s0)
+    _, a, a0 = fractions(s, s0, mesh)
     extra = root(a0)[..., None]
     top, scaled = dominant(a), root(s) * v
-    rest = jnp.sum(jnp.where(top, 0, scaled), -1, keepdims=True)
-    of_top = scaled * (complement(a, a0) + extra) - a * rest
-    of_others = scaled * (1 + extra) - a * jnp.sum(scaled, -1, keepdims=True)
+    rest = total(jnp.where(top, 0, scaled), mesh, keepdims=True)
+    of_top = scaled * (complement(a, a0, mesh) + extra) - a * rest
+    of_others = scaled * (1 + extra) - a * total(scaled, mesh, keepdims=True)
     return jnp.where(top, of_top, of_others) / (1 + extra)
 
 
 # Bᵀ v = √s (v - ⟨a, v⟩ / (1 + √a0)). With u = v - ⟨a, v⟩, and u0 that of the sink, this is
 # √s (u - u0 √a0 / (1 + √a0)), which a common offset of v and v0 leaves as it is.
-@jax.jit
+@jit
 def root_transposed_product(
     s: Float[Array, "*b n"],
     s0: Float[Array, "*b"],
     v: Float[Array, "*b n"],
     v0: Float[Array, "*b"] | float = 0.0,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b n"]:
     """Bᵀ v - √a √s0 v0: the transposed factor of all classes, that of the sink included."""
-    _, a, a0 = fractions(s, s0)
+    _, a, a0 = fractions(s, s0, mesh)
     extra = root(a0)
-    u, u0 = centred(a, a0, v, v0)
+    u, u0 = centred(a, a0, v, v0, mesh)
     return root(s) * (u - (u0 * extra / (1 + extra))[..., None])
 
 

@@ -8,37 +8,48 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsoft._simplex import anchor, complement, first_largest, fractions, others, quotient
+from jaxsoft._mesh import Mesh
+from jaxsoft._simplex import (
+    anchor,
+    complement,
+    first_largest,
+    fractions,
+    jit,
+    others,
+    quotient,
+    total,
+)
 
 
-@jax.jit
+@jit
 def solve(
     s: Float[Array, "*b n"],
     s0: Float[Array, "*b"],
     b: Float[Array, "*b n"],
     damping: Float[Array, "*b"] | None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b n"]:
     """(C + λ I)⁻¹ b, and C⁺ b where λ = 0."""
     if damping is None:
-        return _solve_pseudo(s, s0, b)
+        return _solve_pseudo(s, s0, b, mesh)
     zero, positive = _split(damping)
-    damped = _solve_damped(s, s0, b, positive)
-    return jnp.where(zero[..., None], _solve_pseudo(s, s0, b), damped)
+    damped = _solve_damped(s, s0, b, positive, mesh)
+    return jnp.where(zero[..., None], _solve_pseudo(s, s0, b, mesh), damped)
 
 
 # With α = 1 / (s + λ) the formula of Sherman and Morrison has the denominator t - Σ α s², which is
 # Σ α λ s + s0: nothing cancels, and for b ≥ 0 no term is negative.
-def _solve_damped(s: Array, s0: Array, b: Array, damping: Array) -> Array:
+def _solve_damped(s: Array, s0: Array, b: Array, damping: Array, mesh: Mesh | None) -> Array:
     shifted = s + damping[..., None]
-    scaled, denominator = quotient(s, shifted), _grounded(s, s0, damping)
-    projected = quotient(jnp.sum(scaled * b, -1), denominator)
+    scaled, denominator = quotient(s, shifted), _grounded(s, s0, damping, mesh)
+    projected = quotient(total(scaled * b, mesh), denominator)
     return quotient(b, shifted) + scaled * projected[..., None]
 
 
-def _grounded(s: Array, s0: Array, damping: Array) -> Array:
+def _grounded(s: Array, s0: Array, damping: Array, mesh: Mesh | None = None) -> Array:
     """Σ s λ / (s + λ) + s0 as a divisor: 1 in a row without any weight."""
-    total = jnp.sum(_parallel(s, damping[..., None]), -1) + s0
-    return jnp.where(total == 0, 1, total)
+    whole = total(_parallel(s, damping[..., None]), mesh) + s0
+    return jnp.where(whole == 0, 1, whole)
 
 
 def _parallel(s: Array, damping: Array) -> Array:
@@ -48,16 +59,16 @@ def _parallel(s: Array, damping: Array) -> Array:
 
 # On its support C is regular with a sink: C⁻¹ b = b / s + Σb / s0. Without one its kernel is the
 # constants: C⁺ = H diag(1/s) H with H = I - 1 1ᵀ / k for k classes.
-def _solve_pseudo(s: Array, s0: Array, b: Array) -> Array:
+def _solve_pseudo(s: Array, s0: Array, b: Array, mesh: Mesh | None) -> Array:
     support = s != 0
-    count = jnp.maximum(jnp.sum(support, -1, keepdims=True), 1).astype(s.dtype)
+    count = jnp.maximum(total(support, mesh, keepdims=True), 1).astype(s.dtype)
 
     def project(x: Array) -> Array:
-        return jnp.where(support, x - jnp.sum(x, -1, keepdims=True) / count, 0)
+        return jnp.where(support, x - total(x, mesh, keepdims=True) / count, 0)
 
     b, divisor = jnp.where(support, b, 0), jnp.where(support, s, 1)
     sunk = s0 != 0
-    common = quotient(jnp.sum(b, -1), jnp.where(sunk, s0, 1))
+    common = quotient(total(b, mesh), jnp.where(sunk, s0, 1))
     regular = jnp.where(support, quotient(b, divisor) + common[..., None], 0)
     return jnp.where(sunk[..., None], regular, project(quotient(project(b), divisor)))
 
@@ -134,9 +145,9 @@ def _log_pseudo_determinant(s: Array, s0: Array) -> Array:
     support = s != 0
     count = jnp.sum(support, -1).astype(s.dtype)
     factor = jnp.where(s0 != 0, s0, count)
-    total = jnp.sum(s, -1) + s0
+    whole = jnp.sum(s, -1) + s0
     empty = count == 0
-    ratio = jnp.log(jnp.where(empty, 1, factor)) - jnp.log(jnp.where(empty, 1, total))
+    ratio = jnp.log(jnp.where(empty, 1, factor)) - jnp.log(jnp.where(empty, 1, whole))
     return jnp.sum(jnp.log(jnp.where(support, s, 1)), -1) + ratio
 
 

@@ -33,11 +33,17 @@ class SimplexJacobian(SimplexMatrix):
     Attributes:
         weights: s ≥ 0, shape [..., n], float32 or wider.
         sink: s0 ≥ 0, shape [...] (broadcast to it).
+        axis_name: mesh axes over which the classes go on, as in `softmax`; None for one device.
+            Then vectors and masks are those of the classes here, and what belongs to a row is alike
+            on all devices. It is no leaf of the pytree.
 
     Raises:
         TypeError: an attribute is complex or not an array; in every method, an argument is.
         ValueError: `weights` has no axis, or `sink` does not broadcast to the rows; in every
             method, a vector or mask does not broadcast to [..., n] or a number per row to [...].
+            Of classes on several devices: in `norm(2)`, `norm_bounds`, `eigh_max`, `eigvalsh`,
+            `slogdet`, `rank_factor`, `cholesky_mv`, `merge`, `sample` and `as_matrix`, which are no
+            sums over the classes.
 
     Numerics:
         1 - p is never formed: it is the sum of the others. So a row in which one probability
@@ -62,6 +68,7 @@ class SimplexJacobian(SimplexMatrix):
 
     weights: Float[Array, "*batch n"]
     sink: Float[Array, "*batch"]
+    axis_name: _checks.AxisName = None
 
     # numpy leaves `array * J` to this class.
     __array_ufunc__ = None
@@ -103,8 +110,8 @@ class SimplexJacobian(SimplexMatrix):
              [ 0.      0.      0.    ]]
         """
         keep = self._mask("restrict", mask)
-        dropped = jnp.sum(jnp.where(keep, 0, self.weights), -1)
-        return SimplexJacobian(jnp.where(keep, self.weights, 0), self.sink + dropped)
+        dropped = _simplex.total(jnp.where(keep, 0, self.weights), self._mesh("restrict"))
+        return self._with(jnp.where(keep, self.weights, 0), self.sink + dropped)
 
     def eliminate(self, mask: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
         """The Schur complement on the classes that stay; the others' mass disappears.
@@ -126,7 +133,7 @@ class SimplexJacobian(SimplexMatrix):
              [ 0.    -0.125  0.125]]
         """
         keep = self._mask("eliminate", mask)
-        return SimplexJacobian(jnp.where(keep, self.weights, 0), self.sink)
+        return self._with(jnp.where(keep, self.weights, 0), self.sink)
 
     def merge(self, segment_ids: Shaped[ArrayLike, " n"], num_segments: int) -> "SimplexJacobian":
         """Aᵀ C A for the 0-1 matrix A that assigns each class to a segment: weights are summed.
@@ -145,6 +152,7 @@ class SimplexJacobian(SimplexMatrix):
             >>> print(jacobian.merge(jnp.array([0, 1, 1]), 2).weights)
             [0.5 0.5]
         """
+        self._whole("merge")
         function, n = "SimplexJacobian.merge", self.weights.shape[-1]
         ids, count = _checks.segments(function, segment_ids, num_segments, n)
         weights, dropped = _simplex.merged(self.weights, ids, count=count)
@@ -154,7 +162,7 @@ class SimplexJacobian(SimplexMatrix):
         """c C for a number c ≥ 0, or one for each row; a negative one in an array makes NaN."""
         c = self._per_row("__mul__", "factor", factor)
         c = jnp.where(c >= 0, c, jnp.nan)
-        return SimplexJacobian(c[..., None] * self.weights, c * self.sink)
+        return self._with(c[..., None] * self.weights, c * self.sink)
 
     __rmul__ = __mul__
 
@@ -186,7 +194,7 @@ class SimplexJacobian(SimplexMatrix):
             [-0.0625   0.09375 -0.03125]
         """
         u, v = self._vector("second", "u", u), self._vector("second", "v", v)
-        return _simplex.second(self.weights, self.sink, u, v)
+        return _simplex.second(self.weights, self.sink, u, v, self._mesh("second"))
 
     def certificate(
         self, radius: Shaped[ArrayLike, "..."]
@@ -213,19 +221,24 @@ class SimplexJacobian(SimplexMatrix):
             0.2689 0.2689 0.7311 0.7311
         """
         radius = self._per_row("certificate", "radius", radius)
-        return _simplex.certificate(self.weights, self.sink, radius)
+        return _simplex.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
+
+    def _with(self, weights: Array, sink: Array) -> "SimplexJacobian":
+        return SimplexJacobian(weights, sink, self.axis_name)
 
 
 def _flatten_with_keys(jacobian: SimplexJacobian) -> Any:
     keys = jax.tree_util.GetAttrKey("weights"), jax.tree_util.GetAttrKey("sink")
-    return tuple(zip(keys, (jacobian.weights, jacobian.sink), strict=True)), None
+    leaves = jacobian.weights, jacobian.sink
+    return tuple(zip(keys, leaves, strict=True)), jacobian.axis_name
 
 
 # By hand, since JAX rebuilds a tree with leaves of any kind, which `__post_init__` would refuse.
-def _unflatten(_: None, leaves: Any) -> SimplexJacobian:
+def _unflatten(axis_name: _checks.AxisName, leaves: Any) -> SimplexJacobian:
     jacobian = object.__new__(SimplexJacobian)
-    for name, leaf in zip(("weights", "sink"), leaves, strict=True):
-        object.__setattr__(jacobian, name, leaf)
+    names = "weights", "sink", "axis_name"
+    for name, value in zip(names, (*leaves, axis_name), strict=True):
+        object.__setattr__(jacobian, name, value)
     return jacobian
 
 

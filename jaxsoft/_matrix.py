@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _eigenvalues, _factors, _inverse, _simplex, _spectrum
+from jaxsoft._axes import ClassAxis
+from jaxsoft._mesh import Mesh
 
 _OF_ROWS = "the shape of the weights without n"
 _OF_WEIGHTS = "the shape of the weights"
@@ -22,6 +24,7 @@ class SimplexMatrix:
 
     weights: Float[Array, "*batch n"]
     sink: Float[Array, "*batch"]
+    axis_name: _checks.AxisName
 
     # ------------------------------------------------------------------------ products, entries
 
@@ -40,10 +43,12 @@ class SimplexMatrix:
             >>> print(*(f"{x:.4g}" for x in jacobian.mv(jnp.array([1.0, 0.0]))))
             2.061e-09 -2.061e-09
         """
-        return _simplex.product(self.weights, self.sink, self._vector("mv", "v", v))
+        v, mesh = self._vector("mv", "v", v), self._mesh("mv")
+        return _simplex.product(self.weights, self.sink, v, mesh)
 
     def as_matrix(self) -> Float[Array, "*batch n n"]:
         """C itself, shape [..., n, n], symmetric to the bit. Nothing else makes an n x n array."""
+        self._whole("as_matrix")
         return _simplex.matrix(self.weights, self.sink)
 
     def row(self, i: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
@@ -62,17 +67,18 @@ class SimplexMatrix:
             >>> print(jacobian.row(0))
             [ 0.25  -0.125 -0.125]
         """
-        n, batch = self.weights.shape[-1], self.sink.shape
-        i = _checks.classes("SimplexJacobian.row", "i", i, n, batch)
-        return _simplex.row(self.weights, self.sink, i)
+        mesh = self._mesh("row")
+        n = ClassAxis(-1, mesh).count(self.weights)
+        i = _checks.classes("SimplexJacobian.row", "i", i, n, self.sink.shape)
+        return _simplex.row(self.weights, self.sink, i, mesh)
 
     def diagonal(self) -> Float[Array, "*batch n"]:
         """The diagonal s (1 - s / t), shape [..., n], with 1 - s / t as the sum of the others."""
-        return _simplex.diagonal(self.weights, self.sink)
+        return _simplex.diagonal(self.weights, self.sink, self._mesh("diagonal"))
 
     def trace(self) -> Float[Array, "*batch"]:
         """The trace Σ s (1 - s / t), shape [...]; for softmax 1 - Σ p²."""
-        return _simplex.trace(self.weights, self.sink)
+        return _simplex.trace(self.weights, self.sink, self._mesh("trace"))
 
     def quadratic_form(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch"]:
         """vᵀ C v = ½ Σ_ij s_i s_j (v_i - v_j)² / t; for softmax the variance of v under p.
@@ -89,8 +95,8 @@ class SimplexMatrix:
             >>> print(jacobian.quadratic_form(jnp.array([1001.0, 1000.0])))
             0.25
         """
-        v = self._vector("quadratic_form", "v", v)
-        return _simplex.quadratic_form(self.weights, self.sink, v)
+        v, mesh = self._vector("quadratic_form", "v", v), self._mesh("quadratic_form")
+        return _simplex.quadratic_form(self.weights, self.sink, v, mesh)
 
     # ----------------------------------------------------------------------- norms and spectrum
 
@@ -123,11 +129,12 @@ class SimplexMatrix:
             0.3750 0.5000 0.4507
         """
         if ord == 2:
+            self._whole("norm(2)")
             return _spectrum.largest_eigenvalue(self.weights, self.sink)
         if ord in (1, np.inf):
-            return _simplex.norm_inf(self.weights, self.sink)
+            return _simplex.norm_inf(self.weights, self.sink, self._mesh("norm"))
         if ord == "fro":
-            return _simplex.norm_frobenius(self.weights, self.sink)
+            return _simplex.norm_frobenius(self.weights, self.sink, self._mesh("norm"))
         raise ValueError(f"SimplexJacobian.norm: ord must be 1, 2, inf or 'fro', got {ord!r}")
 
     def norm_bounds(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -139,6 +146,7 @@ class SimplexMatrix:
             The lower and the upper bound, each of shape [...]; the upper is at most twice ‖C‖_2.
             For two classes without a sink both are equal to it.
         """
+        self._whole("norm_bounds")
         return _spectrum.bounds(self.weights, self.sink)
 
     def eigh_max(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch n"]]:
@@ -163,6 +171,7 @@ class SimplexMatrix:
             >>> print(f"{value:.4f}", *(f"{x:.4f}" for x in vector))
             0.5000 0.7071 -0.7071
         """
+        self._whole("eigh_max")
         if not self.weights.shape[-1]:
             raise ValueError("SimplexJacobian.eigh_max: weights must have a class or more, got 0")
         return _spectrum.largest_eigenpair(self.weights, self.sink)
@@ -186,11 +195,12 @@ class SimplexMatrix:
             >>> print(*(f"{x:.4f}" for x in jacobian.eigvalsh()))
             0.0000 0.2500 0.3750
         """
+        self._whole("eigvalsh")
         return _eigenvalues.eigenvalues(self.weights, self.sink)
 
     def effective_rank(self) -> Float[Array, "*batch"]:
         """tr(C)² / ‖C‖_F², shape [...]: how many equal eigenvalues would do; 0 where C = 0."""
-        return _simplex.effective_rank(self.weights, self.sink)
+        return _simplex.effective_rank(self.weights, self.sink, self._mesh("effective_rank"))
 
     # ------------------------------------------------------------------ inverse and determinant
 
@@ -222,7 +232,7 @@ class SimplexMatrix:
             [ 0.6667 -0.3333 -0.3333]
         """
         b, shift = self._vector("solve", "b", b), self._damping("solve", damping)
-        return _inverse.solve(self.weights, self.sink, b, shift)
+        return _inverse.solve(self.weights, self.sink, b, shift, self._mesh("solve"))
 
     def slogdet(
         self, damping: Shaped[ArrayLike, "..."] = 0.0
@@ -248,6 +258,7 @@ class SimplexMatrix:
             >>> print(sign, f"{jnp.exp(logarithm):.5f}")  # 3 · 0.5 · 0.25 · 0.25
             1.0 0.09375
         """
+        self._whole("slogdet")
         shift = self._damping("slogdet", damping)
         logarithm = _inverse.log_determinant(self.weights, self.sink, shift)
         return jnp.where(jnp.isnan(logarithm), logarithm, 1), logarithm
@@ -265,7 +276,8 @@ class SimplexMatrix:
         Returns:
             The product, shape [..., n].
         """
-        return _factors.root_product(self.weights, self.sink, self._vector("sqrt_mv", "v", v))
+        v, mesh = self._vector("sqrt_mv", "v", v), self._mesh("sqrt_mv")
+        return _factors.root_product(self.weights, self.sink, v, mesh)
 
     def sqrt_T_mv(self, v: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch n"]:
         """Bᵀ v with the B of `sqrt_mv`: ‖Bᵀ v‖² = vᵀ C v.
@@ -276,8 +288,8 @@ class SimplexMatrix:
         Returns:
             The product, shape [..., n].
         """
-        v = self._vector("sqrt_T_mv", "v", v)
-        return _factors.root_transposed_product(self.weights, self.sink, v)
+        v, mesh = self._vector("sqrt_T_mv", "v", v), self._mesh("sqrt_T_mv")
+        return _factors.root_transposed_product(self.weights, self.sink, v, mesh=mesh)
 
     def rank_factor(self) -> _factors.RankFactor:
         """F of n - 1 columns with F Fᵀ = C, as an operator of n numbers.
@@ -297,6 +309,7 @@ class SimplexMatrix:
             [[ 0.5]
              [-0.5]]
         """
+        self._whole("rank_factor")
         n = self.weights.shape[-1]
         if n < 2:
             raise ValueError(
@@ -316,6 +329,7 @@ class SimplexMatrix:
         Returns:
             The product, shape [..., n]. Without a sink the last column of L is 0.
         """
+        self._whole("cholesky_mv")
         v = self._vector("cholesky_mv", "v", v)
         return _factors.cholesky_product(self.weights, self.sink, v)
 
@@ -339,12 +353,20 @@ class SimplexMatrix:
             >>> print(jacobian.sample(jax.random.key(0), (1000,)).shape)
             (1000, 2, 3)
         """
+        self._whole("sample")
         size = (*_checks.sizes("SimplexJacobian.sample", "shape", shape), *self.weights.shape)
         noise = jax.random.normal(key, size, self.weights.dtype)
         weights = jnp.broadcast_to(self.weights, size)
         return _factors.root_product(weights, jnp.broadcast_to(self.sink, size[:-1]), noise)
 
     # --------------------------------------------------------------------------------- arguments
+
+    def _mesh(self, method: str) -> Mesh | None:
+        return _checks.mesh(f"SimplexJacobian.{method}", self.axis_name)
+
+    def _whole(self, method: str) -> None:
+        """Raises `ValueError` for what is no sum over the classes, if these are divided."""
+        _checks.undivided(f"SimplexJacobian.{method}", self.axis_name)
 
     def _vector(self, method: str, argument: str, value: Any) -> Array:
         function = f"SimplexJacobian.{method}"

@@ -8,6 +8,8 @@ nor one of 1e-30 is ever squared.
 1 - a is never formed: it is the sum of the others. Derivatives are those of the formulas: a class
 is selected by numbers that count as constants, and what is selected among is equal as a function of
 (s, s0).
+
+With a mesh the classes go on over its devices; what belongs to a row, s0 too, is alike on these.
 """
 
 import functools
@@ -15,14 +17,30 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxsoft import _mesh
+from jaxsoft._axes import ClassAxis
+from jaxsoft._mesh import Mesh
+
+jit = functools.partial(jax.jit, static_argnames="mesh")
+
+
+def total(x: Shaped[Array, "*b n"], mesh: Mesh | None, *, keepdims: bool = False) -> Array:
+    """The sum over all classes."""
+    return _mesh.total(jnp.sum(x, -1, keepdims=keepdims), mesh)
+
+
+def _largest(x: Array, mesh: Mesh | None, *, keepdims: bool = False) -> Array:
+    """The maximum over all classes, 0 or more; on several devices a constant."""
+    return _mesh.largest(jnp.max(x, -1, keepdims=keepdims, initial=0), mesh)
 
 
 def fractions(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b n"], Float[Array, "*b"]]:
     """Returns t, a and a0; a row without any weight has t = 1 and fractions of 0."""
-    t = jnp.sum(s, -1) + s0
+    t = total(s, mesh) + s0
     t = jnp.where(t == 0, 1, t)
     return t, quotient(s, t[..., None]), quotient(s0, t)
 
@@ -59,17 +77,19 @@ def first_largest(s: Float[Array, "*b n"]) -> Bool[Array, "*b n"]:
     )
 
 
-def others(a: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+def others(a: Float[Array, "*b n"], mesh: Mesh | None = None) -> Float[Array, "*b n"]:
     """Σ_{j≠i} a_j, by subtraction from the sum where at least half of it is left."""
-    total = jnp.sum(a, -1, keepdims=True)
-    top = a > total / 2
-    rest = jnp.sum(jnp.where(top, 0, a), -1, keepdims=True)
-    return jnp.where(top, rest, total - a)
+    of_row = total(a, mesh, keepdims=True)
+    top = a > of_row / 2
+    rest = total(jnp.where(top, 0, a), mesh, keepdims=True)
+    return jnp.where(top, rest, of_row - a)
 
 
-def complement(a: Float[Array, "*b n"], a0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+def complement(
+    a: Float[Array, "*b n"], a0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b n"]:
     """1 - a, the share of all others."""
-    return others(a) + a0[..., None]
+    return others(a, mesh) + a0[..., None]
 
 
 # ------------------------------------------------------------------------- products with vectors
@@ -80,12 +100,12 @@ def complement(a: Float[Array, "*b n"], a0: Float[Array, "*b"]) -> Float[Array, 
 # if there is one, so that its entry, the sum of the others, is not a difference; else a, which
 # takes a common offset out of v before it can round.
 def anchor(
-    a: Float[Array, "*b n"], a0: Float[Array, "*b"]
+    a: Float[Array, "*b n"], a0: Float[Array, "*b"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """w, and its entry for the sink."""
     a, a0 = lax.stop_gradient((a, a0))
     top, sink_top = dominant(a), dominant(a0)
-    dominated = jnp.any(top, -1) | sink_top
+    dominated = (_largest(top.astype(a.dtype), mesh) > 0) | sink_top
     w = jnp.where(dominated[..., None], top.astype(a.dtype), a)
     return w, jnp.where(dominated, sink_top.astype(a.dtype), a0)
 
@@ -95,52 +115,60 @@ def centred(
     a0: Float[Array, "*b"],
     v: Float[Array, "*b n"],
     v0: Float[Array, "*b"] | float = 0.0,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """v - ⟨a, v⟩, the mean being over the classes and the sink, and its entry for the sink."""
-    w, w0 = anchor(a, a0)
-    shift = jnp.sum(w * v, -1) + w0 * v0
+    w, w0 = anchor(a, a0, mesh)
+    shift = total(w * v, mesh) + w0 * v0
     u, u0 = v - shift[..., None], v0 - shift
-    mean = jnp.sum(a * u, -1) + a0 * u0
+    mean = total(a * u, mesh) + a0 * u0
     return u - mean[..., None], u0 - mean
 
 
-@jax.jit
+@jit
 def product(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b n"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b n"]:
     """C v = s ∘ (v - ⟨a, v⟩).
 
     The last step, Pᵀ, is a rounding error in a row that nothing dominates. But it makes the
     program symmetric, and so its transpose, the reverse mode, is as accurate as itself.
     """
-    _, a, a0 = fractions(s, s0)
-    u, u0 = centred(a, a0, v)
+    _, a, a0 = fractions(s, s0, mesh)
+    u, u0 = centred(a, a0, v, mesh=mesh)
     out = s * u
-    excess = jnp.sum(out, -1) + s0 * u0
-    return out - anchor(a, a0)[0] * excess[..., None]
+    excess = total(out, mesh) + s0 * u0
+    return out - anchor(a, a0, mesh)[0] * excess[..., None]
 
 
-@jax.jit
+@jit
 def quadratic_form(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b n"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b"]:
     """vᵀ C v = Σ s (v - ⟨a, v⟩)² + s0 ⟨a, v⟩²: no term is negative."""
-    _, a, a0 = fractions(s, s0)
-    u, u0 = centred(a, a0, v)
-    return jnp.sum(s * u * u, -1) + s0 * u0 * u0
+    _, a, a0 = fractions(s, s0, mesh)
+    u, u0 = centred(a, a0, v, mesh=mesh)
+    return total(s * u * u, mesh) + s0 * u0 * u0
 
 
-@jax.jit
+@jit
 def second(
     s: Float[Array, "*b n"],
     s0: Float[Array, "*b"],
     u: Float[Array, "*b n"],
     v: Float[Array, "*b n"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "*b n"]:
     """t s ∘ (w - ⟨a, w⟩) with w = (u - ⟨a, u⟩)(v - ⟨a, v⟩)."""
-    t, a, a0 = fractions(s, s0)
-    (u, u0), (v, v0) = centred(a, a0, u), centred(a, a0, v)
-    w, _ = centred(a, a0, u * v, u0 * v0)
+    t, a, a0 = fractions(s, s0, mesh)
+    (u, u0), (v, v0) = (centred(a, a0, x, mesh=mesh) for x in (u, v))
+    w, _ = centred(a, a0, u * v, u0 * v0, mesh)
     return t[..., None] * s * w
 
 
@@ -152,11 +180,13 @@ def _off_diagonal(s: Array, a: Array, s_other: Array, a_other: Array) -> Array:
     return 0 - jnp.maximum(s, s_other) * jnp.minimum(a, a_other)  # 0, not -0, for a weight of 0
 
 
-@jax.jit
-def diagonal(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+@jit
+def diagonal(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b n"]:
     """s (1 - a)."""
-    _, a, a0 = fractions(s, s0)
-    return s * complement(a, a0)
+    _, a, a0 = fractions(s, s0, mesh)
+    return s * complement(a, a0, mesh)
 
 
 @jax.jit
@@ -168,61 +198,74 @@ def matrix(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b 
     return jnp.where(on, diagonal(s, s0)[..., None], off)
 
 
-@jax.jit
+@jit
 def row(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], i: Int[Array, "*b"]
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], i: Int[Array, "*b"], mesh: Mesh | None = None
 ) -> Float[Array, "*b n"]:
     """C[i, :]; NaN where i is outside [0, n)."""
-    _, a, _ = fractions(s, s0)
-    n = s.shape[-1]
-    on = lax.broadcasted_iota(i.dtype, s.shape, s.ndim - 1) == i[..., None]
-    of_row = [jnp.sum(jnp.where(on, x, 0), -1, keepdims=True) for x in (s, a)]
-    out = jnp.where(on, diagonal(s, s0), _off_diagonal(s, a, *of_row))
+    _, a, _ = fractions(s, s0, mesh)
+    axis = ClassAxis(s.ndim - 1, mesh)
+    n, on = axis.count(s), axis.one_hot(axis.places(i, s), s)
+    of_row = [total(jnp.where(on, x, 0), mesh, keepdims=True) for x in (s, a)]
+    out = jnp.where(on, diagonal(s, s0, mesh), _off_diagonal(s, a, *of_row))
     return jnp.where(((i >= 0) & (i < n))[..., None], out, jnp.nan)
 
 
-@jax.jit
-def trace(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+@jit
+def trace(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b"]:
     """Σ s (1 - a)."""
-    return jnp.sum(diagonal(s, s0), -1)
+    return total(diagonal(s, s0, mesh), mesh)
 
 
-@jax.jit
-def norm_inf(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+@jit
+def norm_inf(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b"]:
     """The largest absolute row sum, max s (2 Σ_{j≠i} a_j + a0); C is symmetric: also the 1-norm."""
-    _, a, a0 = fractions(s, s0)
-    return jnp.max(s * (2 * others(a) + a0[..., None]), -1, initial=0)
+    _, a, a0 = fractions(s, s0, mesh)
+    largest = jnp.max(s * (2 * others(a, mesh) + a0[..., None]), -1, initial=0)
+    if mesh is None:
+        return largest
+    # Of devices that share the maximum each has an equal part of its derivative.
+    highest = (largest == _mesh.largest(largest, mesh)).astype(s.dtype)
+    return _mesh.total(largest * (highest / _mesh.total(highest, mesh)), mesh)
 
 
 # ‖C‖_F² = t² Σ a_i² [(1-a_i)² + Σ_{j≠i} a_j²]. In a saturated row every term is the square of what
 # may be 1e-35, so all is measured in units of the largest entry d = max a (1 - a), a diagonal one.
 # In the row of a dominant class (1-a)/d is at most 2, in the others a/d is.
-@jax.jit
-def norm_frobenius(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+@jit
+def norm_frobenius(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b"]:
     """‖C‖_F, with the derivative 0 where C = 0."""
-    t, a, a0 = fractions(s, s0)
-    rest = complement(a, a0)
-    d = lax.stop_gradient(jnp.max(a * rest, -1, keepdims=True, initial=0))
+    t, a, a0 = fractions(s, s0, mesh)
+    rest = complement(a, a0, mesh)
+    d = lax.stop_gradient(_largest(a * rest, mesh, keepdims=True))
     nonzero = d != 0
     d = jnp.where(nonzero, d, 1)
     top = dominant(a)
     others = jnp.where(top, 0, a)
-    squares = jnp.sum(a * a, -1, keepdims=True) - a * a
-    top_squares = jnp.sum((others / d) ** 2, -1, keepdims=True)
+    squares = total(a * a, mesh, keepdims=True) - a * a
+    top_squares = total((others / d) ** 2, mesh, keepdims=True)
     of_top = a * a * ((jnp.where(top, rest, 0) / d) ** 2 + top_squares)
     of_others = (others / d) ** 2 * (rest * rest + squares)
-    total = jnp.sum(jnp.where(top, of_top, of_others), -1)
+    square = total(jnp.where(top, of_top, of_others), mesh)
     nonzero, d = nonzero[..., 0], d[..., 0]
-    return jnp.where(nonzero, t * d * jnp.sqrt(jnp.where(nonzero, total, 1)), 0)
+    return jnp.where(nonzero, t * d * jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
 
 
-@jax.jit
-def effective_rank(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+@jit
+def effective_rank(
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], mesh: Mesh | None = None
+) -> Float[Array, "*b"]:
     """(tr C / ‖C‖_F)²; 0 where C = 0."""
-    frobenius = norm_frobenius(s, s0)
+    frobenius = norm_frobenius(s, s0, mesh)
     zero = frobenius == 0
     unit = lax.stop_gradient(jnp.where(zero, 1, frobenius))
-    ratio = (trace(s, s0) / unit) / jnp.where(zero, 1, frobenius / unit)
+    ratio = (trace(s, s0, mesh) / unit) / jnp.where(zero, 1, frobenius / unit)
     return jnp.where(zero, 0, ratio) ** 2
 
 
@@ -245,14 +288,17 @@ def merged(
 
 # With every logit moved by at most r, p_i is largest when its own goes up and all others down, and
 # smallest the other way round; the sink's logit stays. In units of e^r all exponents are negative.
-@jax.jit
+@jit
 def certificate(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], radius: Float[Array, "*b"]
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    radius: Float[Array, "*b"],
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
     """The smallest and the largest probabilities; NaN where the radius is negative."""
     radius = jnp.where(radius >= 0, radius, jnp.nan)
-    t, a, a0 = fractions(s, s0)
-    a0, rest = a0[..., None], others(a)
+    t, a, a0 = fractions(s, s0, mesh)
+    a0, rest = a0[..., None], others(a, mesh)
     decay = jnp.exp(-radius * t)[..., None]
     upper = _share(a, rest * decay * decay + a0 * decay)
     # Where there is no other class, e^-r is a factor of both.
@@ -263,5 +309,5 @@ def certificate(
 
 def _share(part: Array, rest: Array) -> Array:
     """part / (part + rest), 0 / 0 being 0."""
-    total = part + rest
-    return jnp.where(total == 0, 0, quotient(part, jnp.where(total == 0, 1, total)))
+    whole = part + rest
+    return jnp.where(whole == 0, 0, quotient(part, jnp.where(whole == 0, 1, whole)))

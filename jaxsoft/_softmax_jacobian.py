@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks
+from jaxsoft import _axes, _checks, _mesh
 from jaxsoft._axes import ClassAxis
 from jaxsoft._jacobian import SimplexJacobian
 from jaxsoft._logits import compute_dtype
+from jaxsoft._mesh import Mesh
 from jaxsoft._simplex import quotient
 from jaxsoft._softmax import of_rows
 
@@ -22,6 +23,7 @@ def softmax_jacobian(
     *,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> SimplexJacobian:
     r"""The Jacobian of softmax at logits x, as an operator of n numbers.
 
@@ -34,6 +36,7 @@ def softmax_jacobian(
         where: boolean mask, broadcastable to `x`; classes where it is False have weight 0.
         temperature: T > 0, a number or one value per row; as in `softmax`.
         sink: an extra logit that takes mass but has no row; as in `softmax`.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`.
 
     Returns:
         A `SimplexJacobian` with the other axes of `x` as its batch; float32 or wider, also where
@@ -54,8 +57,9 @@ def softmax_jacobian(
         >>> print(jacobian.mv(jnp.array([1.0, 0.0]))[0])
         [ 0.25 -0.25]
     """
-    args = _checked("softmax_jacobian", x, axis, where, temperature, sink)
-    return SimplexJacobian(*_at_logits(*args[:-1], axes=args[-1])[1:])
+    args, static = _checked("softmax_jacobian", x, axis, where, temperature, sink, axis_name)
+    _, weights, mass = _at_logits(*args, **static)
+    return SimplexJacobian(weights, mass, axis_name)
 
 
 def softmax_and_jacobian(
@@ -65,6 +69,7 @@ def softmax_and_jacobian(
     *,
     temperature: Shaped[ArrayLike, "..."] = 1.0,
     sink: Shaped[ArrayLike, "..."] | None = None,
+    axis_name: _checks.AxisName = None,
 ) -> tuple[Float[Array, "..."], SimplexJacobian]:
     r"""softmax(x) and its Jacobian, from the same exponentials.
 
@@ -74,6 +79,7 @@ def softmax_and_jacobian(
         where: boolean mask, broadcastable to `x`.
         temperature: T > 0, a number or one value per row; as in `softmax`.
         sink: an extra logit that takes mass but has no row; as in `softmax`.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`.
 
     Returns:
         The probabilities, as `softmax` returns them, and the `SimplexJacobian`.
@@ -87,22 +93,30 @@ def softmax_and_jacobian(
         >>> print(p, jacobian.trace())
         [0.5 0.5] 0.5
     """
-    args = _checked("softmax_and_jacobian", x, axis, where, temperature, sink)
-    p, weights, mass = _at_logits(*args[:-1], axes=args[-1])
-    return p, SimplexJacobian(weights, mass)
+    args, static = _checked("softmax_and_jacobian", x, axis, where, temperature, sink, axis_name)
+    p, weights, mass = _at_logits(*args, **static)
+    return p, SimplexJacobian(weights, mass, axis_name)
 
 
 def _checked(
-    function: str, x: Any, axis: _checks.Axis, where: Any, temperature: Any, sink: Any
-) -> tuple[Any, ...]:
+    function: str,
+    x: Any,
+    axis: _checks.Axis,
+    where: Any,
+    temperature: Any,
+    sink: Any,
+    axis_name: _checks.AxisName,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     x = _checks.floating(function, "x", x)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
     scale = _checks.temperature(function, temperature, x.shape, axes)
-    return x, where, scale, _checks.per_row(function, "sink", sink, x.shape, axes), axes
+    sink = _checks.per_row(function, "sink", sink, x.shape, axes)
+    mesh = _checks.mesh(function, axis_name, temperature=scale, sink=sink)
+    return (x, where, scale, sink), {"axes": axes, "mesh": mesh}
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
 def _at_logits(
     x: Array,
     where: Array | None,
@@ -110,16 +124,17 @@ def _at_logits(
     sink: Array | None,
     *,
     axes: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> tuple[Array, Array, Array]:
     """Probabilities as of `softmax`, and the weights and the sink of the Jacobian."""
     shape, dtype = x.shape, compute_dtype(x.dtype)
     axis = _axes.merged_axis(x.ndim, axes)
-    row = _axes.classes_last(x, axes)
-    options = [_axes.classes_last(option, axes) for option in (where, temperature, sink)]
+    args = _mesh.aligned(x, where, temperature, sink, mesh=mesh)
+    row, *options = (_axes.classes_last(arg, axes) for arg in args)
     mass = jnp.zeros(row.shape[:-1], dtype)
     if not x.size:
         return x, row.astype(dtype), mass
-    p, p_sink = of_rows(row, ClassAxis(row.ndim - 1), *options, dtype=dtype)
+    p, p_sink = of_rows(row, ClassAxis(row.ndim - 1, mesh), *options, dtype=dtype)
     mass = mass if p_sink is None else p_sink
     weights, scale = p, options[1]
     if scale is not None:
