@@ -72,10 +72,10 @@ def evenly(copies: Array, mesh: Mesh | None) -> Array:
     return lax.stop_gradient(copies) + _change(copies / mesh.size) if mesh else copies
 
 
-# 0, with the derivative of x.
+# 0, with the derivative of x. NaN stays, which a maximum over devices may lose.
 @jax.custom_vjp
 def _change_rule(x: Array) -> Array:
-    return _typed(jnp.zeros_like(x), x)
+    return jnp.where(jnp.isnan(x), x, 0)
 
 
 _change = jvp_from_vjp(_change_rule)
