@@ -74,7 +74,7 @@ def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     return positive
 
 
-def mesh(function: str, axis_name: AxisName, **alike: Any) -> Mesh | None:
+def mesh(function: str, axis_name: Any, **alike: Any) -> Mesh | None:
     """Returns the axes of a mesh; on the devices along these, what is `alike` must be so."""
     if axis_name is None:
         return None
@@ -118,6 +118,25 @@ def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wa
     if value.dtype != jnp.bool_:
         raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
     return broadcast(function, argument, value, shape, wanted)
+
+
+def rows(
+    function: str,
+    x: Any,
+    axis: Any,
+    where: Any,
+    temperature_: Any,
+    sink: Any,
+    axis_name: Any,
+) -> tuple[tuple[Array, Array | None, Array | None, Array | None], dict[str, Any]]:
+    """Returns the arguments of softmax as arrays, and its axes and mesh by name."""
+    x = floating(function, "x", x)
+    numbers = axes(function, axis, x.ndim)
+    where = mask(function, where, x.shape)
+    scale = temperature(function, temperature_, x.shape, numbers)
+    sink = per_row(function, "sink", sink, x.shape, numbers)
+    devices = mesh(function, axis_name, temperature=scale, sink=sink)
+    return (x, where, scale, sink), {"axes": numbers, "mesh": devices}
 
 
 def per_row(

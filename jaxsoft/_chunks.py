@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsoft import _logits, _mesh, _online
+from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 from jaxsoft._online import Classes, Layer, Options, Statistics, Sums, Tokens
 
@@ -37,7 +38,7 @@ class Division(NamedTuple):
 
     def count(self, layer: Layer) -> int:
         """How many classes there are in all."""
-        return layer.w.shape[1] * (self.mesh.size if self.mesh else 1)
+        return ClassAxis(1, self.mesh).count(layer.w)
 
 
 class Live(NamedTuple):

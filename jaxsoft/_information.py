@@ -53,12 +53,8 @@ def entropy(
         >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
         1.742e-16
     """
-    x = _checks.floating("entropy", "x", x)
-    axes = _checks.axes("entropy", axis, x.ndim)
-    where = _checks.mask("entropy", where, x.shape)
-    scale = _checks.temperature("entropy", temperature, x.shape, axes)
-    mesh = _checks.mesh("entropy", axis_name, temperature=scale)
-    return _entropy(x, where, scale, axes=axes, mesh=mesh)
+    (*args, _), along = _checks.rows("entropy", x, axis, where, temperature, None, axis_name)
+    return _entropy(*args, **along)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "mesh"))

@@ -200,11 +200,9 @@ def _linear_cross_entropy(
     x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
     axis = ClassAxis(1, mesh)
     n = axis.count(w)
-    valid = (labels >= 0) & (labels < n)
-    ignored = None if ignore_index is None else labels == ignore_index
-    if mesh and not _mesh.counted(mesh):
-        alike = _mesh.largest(labels, mesh) == -_mesh.largest(-labels, mesh)
-        valid, ignored = valid & alike, None if ignored is None else ignored & alike
+    alike = _mesh.agree(labels, mesh)
+    valid = (labels >= 0) & (labels < n) & alike
+    ignored = None if ignore_index is None else (labels == ignore_index) & alike
     factors = _mesh.typed(jnp.ones(labels.shape, dtype), x)
     if weights is not None:
         factors = weights.reshape(-1)

@@ -56,13 +56,8 @@ def log_softmax(
 
     Source: Blanchard, Higham & Higham 2021.
     """
-    x = _checks.floating("log_softmax", "x", x)
-    axes = _checks.axes("log_softmax", axis, x.ndim)
-    where = _checks.mask("log_softmax", where, x.shape)
-    scale = _checks.temperature("log_softmax", temperature, x.shape, axes)
-    sink = _checks.per_row("log_softmax", "sink", sink, x.shape, axes)
-    mesh = _checks.mesh("log_softmax", axis_name, temperature=scale, sink=sink)
-    return _log_softmax(x, where, scale, sink, axes=axes, mesh=mesh) if x.size else x
+    args, along = _checks.rows("log_softmax", x, axis, where, temperature, sink, axis_name)
+    return _log_softmax(*args, **along) if args[0].size else args[0]
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "mesh"))

@@ -157,13 +157,12 @@ def _cross_entropy(
 
     place = None
     if ids:
-        valid = (labels >= 0) & (labels < axis.count(x))
+        alike = _mesh.agree(labels, mesh)
+        valid = (labels >= 0) & (labels < axis.count(x)) & alike
+        ignored = None if ignored is None else ignored & alike
         place = axis.places(jnp.where(valid, labels, 0), x)
         row = _rows.statistics(prepared(), axis, place)
         counted = valid if ignored is None else valid | ignored
-        if mesh and not _mesh.counted(mesh):
-            alike = _mesh.largest(labels, mesh) == -_mesh.largest(-labels, mesh)
-            counted, ignored = counted & alike, None if ignored is None else ignored & alike
         # A NaN in the statistics makes the loss and every derivative of its row NaN.
         row = row._replace(rest=jnp.where(counted, row.rest, jnp.nan))
     else:

@@ -46,10 +46,7 @@ def largest(part: Array, mesh: Mesh | None) -> Array:
 
 def copied(tree: Any, like: Array, mesh: Mesh | None) -> Any:
     """Copies of what is alike, one on each device, given an array that differs."""
-    if mesh is None:
-        return tree
-    some = lax.stop_gradient(like[(0,) * like.ndim])
-    return jax.tree.map(lambda x: _typed(x, some), tree)
+    return tree if mesh is None else _all_typed(tree, like)
 
 
 def shares(tree: Any, like: Array, mesh: Mesh | None) -> Any:
@@ -104,6 +101,13 @@ def counted(mesh: Mesh) -> bool:
     return bool(differing(lax.axis_index(mesh.names)))
 
 
+def agree(x: Array, mesh: Mesh | None) -> Array | bool:
+    """Whether the devices have the same; True where JAX keeps count, for then it is known."""
+    if mesh is None or counted(mesh):
+        return True
+    return largest(x, mesh) == -largest(-x, mesh)
+
+
 def aligned(*args: Array | None, mesh: Mesh | None = None) -> tuple[Any, ...]:
     """The arguments of a function, each differing along every mesh axis along which one does.
 
@@ -127,8 +131,10 @@ def aligned(*args: Array | None, mesh: Mesh | None = None) -> tuple[Any, ...]:
 
 def typed(tree: Any, like: Array) -> Any:
     """Constants that differ along the mesh axes along which an array does, as a loop demands."""
-    if not differing(like):
-        return tree
+    return _all_typed(tree, like) if differing(like) else tree
+
+
+def _all_typed(tree: Any, like: Array) -> Any:
     some = lax.stop_gradient(like[(0,) * like.ndim])
     return jax.tree.map(lambda x: _typed(x, some), tree)
 

@@ -70,13 +70,8 @@ def softmax(
     Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax
     functions".
     """
-    x = _checks.floating("softmax", "x", x)
-    axes = _checks.axes("softmax", axis, x.ndim)
-    where = _checks.mask("softmax", where, x.shape)
-    scale = _checks.temperature("softmax", temperature, x.shape, axes)
-    sink = _checks.per_row("softmax", "sink", sink, x.shape, axes)
-    mesh = _checks.mesh("softmax", axis_name, temperature=scale, sink=sink)
-    return _softmax(x, where, scale, sink, axes=axes, mesh=mesh) if x.size else x
+    args, along = _checks.rows("softmax", x, axis, where, temperature, sink, axis_name)
+    return _softmax(*args, **along) if args[0].size else args[0]
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "mesh"))

@@ -1,7 +1,6 @@
 """softmax_jacobian and softmax_and_jacobian: the structured Jacobian from logits."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +56,8 @@ def softmax_jacobian(
         >>> print(jacobian.mv(jnp.array([1.0, 0.0]))[0])
         [ 0.25 -0.25]
     """
-    args, static = _checked("softmax_jacobian", x, axis, where, temperature, sink, axis_name)
-    _, weights, mass = _at_logits(*args, **static)
+    args, along = _checks.rows("softmax_jacobian", x, axis, where, temperature, sink, axis_name)
+    _, weights, mass = _at_logits(*args, **along)
     return SimplexJacobian(weights, mass, axis_name)
 
 
@@ -93,27 +92,9 @@ def softmax_and_jacobian(
         >>> print(p, jacobian.trace())
         [0.5 0.5] 0.5
     """
-    args, static = _checked("softmax_and_jacobian", x, axis, where, temperature, sink, axis_name)
-    p, weights, mass = _at_logits(*args, **static)
+    args, along = _checks.rows("softmax_and_jacobian", x, axis, where, temperature, sink, axis_name)
+    p, weights, mass = _at_logits(*args, **along)
     return p, SimplexJacobian(weights, mass, axis_name)
-
-
-def _checked(
-    function: str,
-    x: Any,
-    axis: _checks.Axis,
-    where: Any,
-    temperature: Any,
-    sink: Any,
-    axis_name: _checks.AxisName,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    x = _checks.floating(function, "x", x)
-    axes = _checks.axes(function, axis, x.ndim)
-    where = _checks.mask(function, where, x.shape)
-    scale = _checks.temperature(function, temperature, x.shape, axes)
-    sink = _checks.per_row(function, "sink", sink, x.shape, axes)
-    mesh = _checks.mesh(function, axis_name, temperature=scale, sink=sink)
-    return (x, where, scale, sink), {"axes": axes, "mesh": mesh}
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "mesh"))
