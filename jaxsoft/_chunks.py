@@ -218,7 +218,9 @@ def _added(total: Gradients, part: Gradients, start: Array | int) -> Gradients:
 
 
 # Chunks are of equal size, so that the last one wastes little; of the classes the last chunk begins
-# earlier where they do not divide, and of the tokens it repeats the last token, with cotangent 0.
+# earlier where they do not divide, and of the tokens some chunks repeat the last token, with
+# cotangent 0. A chunk takes every so manieth token, not neighbours: of tokens that are divided
+# among devices each device then has its part of every chunk, and none has to be sent.
 def _over_tokens(
     of_chunk: Callable[[Any, Any], tuple[Any, Any]],
     carry: Any,
@@ -234,15 +236,17 @@ def _over_tokens(
         return body(carry, xs)
     size = math.ceil(length / count)
 
-    def padded(leaf: Array, mode: str) -> Array:
-        widths = [(0, count * size - length)] + [(0, 0)] * (leaf.ndim - 1)
-        return jnp.pad(leaf, widths, mode=mode).reshape(count, size, *leaf.shape[1:])
+    def chunks(leaf: Array, mode: str) -> Array:
+        widths = [(0, size * count - length)] + [(0, 0)] * (leaf.ndim - 1)
+        return jnp.pad(leaf, widths, mode=mode).reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1)
 
-    of_tokens = jax.tree.map(lambda leaf: padded(leaf, "edge"), (tokens, statistics))
-    cotangent = None if cotangent is None else padded(cotangent, "constant")
-    chunks = (of_tokens[0], cotangent, of_tokens[1])
-    carry, out = lax.scan(body, carry, chunks)
-    return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:length], out)
+    def in_order(leaf: Array) -> Array:
+        return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:length]
+
+    of_tokens = jax.tree.map(lambda leaf: chunks(leaf, "edge"), (tokens, statistics))
+    cotangent = None if cotangent is None else chunks(cotangent, "constant")
+    carry, out = lax.scan(body, carry, (of_tokens[0], cotangent, of_tokens[1]))
+    return carry, jax.tree.map(in_order, out)
 
 
 def _class_chunks(layer: Layer, division: Division) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsoft import _sharding
 from jaxsoft._autodiff import transposable
 
 # With the weights in descending order, p_1 ≥ ... ≥ p_n, the sink as one more pole p_{n+1} = 0 of
@@ -34,7 +35,7 @@ def _steps(dtype: jnp.dtype) -> int:
 _BLOCK = 2**19  # entries of an intermediate array
 
 
-@jax.jit
+@_sharding.program(places=_sharding.as_given)
 def eigenvalues(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
     """All eigenvalues, ascending."""
     descending = jnp.sort(s, -1, descending=True)

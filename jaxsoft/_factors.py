@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks
+from jaxsoft import _checks, _sharding
 from jaxsoft._mesh import Mesh
 from jaxsoft._simplex import centred, complement, dominant, fractions, jit, quotient, total
 
@@ -100,7 +100,7 @@ def _factor_product(s: Float[Array, "*b n"], v: Float[Array, "*b m"]) -> Float[A
 
 # C = L D Lᵀ with unit lower triangular L, L_ij = -s_i / q_j, and D_j = s_j q_j / q_{j-1}, where
 # q_j = Σ_{k>j} s_k + s0 are the tails (Tanabe & Sagae 1992; the sink comes last).
-@jax.jit
+@_sharding.program(places=_sharding.as_given)
 def cholesky_product(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
 ) -> Float[Array, "*b n"]:

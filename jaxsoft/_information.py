@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _mesh, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
@@ -57,7 +57,7 @@ def entropy(
     return _entropy(*args, **along)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+@_sharding.program(static=("axes", "mesh"), places=_sharding.rows)
 def _entropy(
     x: Array,
     where: Array | None,
@@ -165,7 +165,7 @@ def kl_divergence(
     return _kl_divergence(x, y, where, axes=axes, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+@_sharding.program(static=("axes", "mesh"), places=_sharding.rows)
 def _kl_divergence(
     x: Array, y: Array, where: Array | None, *, axes: tuple[int, ...], mesh: Mesh | None
 ) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsoft import _sharding
 from jaxsoft._mesh import Mesh
 from jaxsoft._simplex import (
     anchor,
@@ -73,7 +74,7 @@ def _solve_pseudo(s: Array, s0: Array, b: Array, mesh: Mesh | None) -> Array:
     return jnp.where(sunk[..., None], regular, project(quotient(project(b), divisor)))
 
 
-@jax.jit
+@_sharding.program(places=_sharding.of_last)
 def log_determinant(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"], damping: Float[Array, "*b"] | None
 ) -> Float[Array, "*b"]:

@@ -10,17 +10,20 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _checks, _chunks, _logits, _mesh, _online
+from jaxsoft import _checks, _chunks, _logits, _mesh, _online, _sharding
 from jaxsoft._autodiff import jvp_from_vjp, transposable
 from jaxsoft._axes import ClassAxis
 from jaxsoft._chunks import Division, Gradients, Live
 from jaxsoft._mesh import Mesh
 from jaxsoft._online import Layer, Options, Statistics, Tokens
+from jaxsoft._sharding import Places
 
 Reduction = Literal["mean", "sum", "none"]
 
 # On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
-# classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
+# classes costs kernels and passes over memory, so there is one; and so where the compiler may have
+# divided the classes among devices, which would have to send each other every chunk. Fewer tokens
+# make slow products.
 _CLASSES = 4096
 _LEAST_TOKENS = 256
 
@@ -72,10 +75,12 @@ def linear_cross_entropy(
             each example, times its weight.
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
             more, so that a chunk of logits has about the size of w; twice as many where they are
-            made twice, with `vocab_chunk` and for "none".
+            made twice, with `vocab_chunk` and for "none". Of tokens that are divided among devices
+            each has its part of every chunk.
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
-            Default: the gradient holds the logits of a chunk of tokens for all classes.
+            Default: the gradient holds the logits of a chunk of tokens for all classes. To be left
+            alone where `jax.jit` divides the classes of `w`, for a chunk of them is on few devices.
         axis_name: mesh axes over which the classes go on, as in `softmax`: each device has its
             columns of `w` and its part of `bias` and `class_weights`, in order. All else is alike
             on these devices, as the loss is; labels are ids among all classes. Where labels differ
@@ -128,7 +133,6 @@ def linear_cross_entropy(
     if ignore_index is not None:
         ignore_index = _checks.ignore_index(name, ignore_index, labels)
     alike = {
-        "x": x,
         "labels": labels,
         "weights": weights,
         "label_smoothing": _checks.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
@@ -142,10 +146,11 @@ def linear_cross_entropy(
         reduction,
         _checks.positive_or_none(name, "token_chunk", token_chunk),
         _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
-        _checks.mesh(name, axis_name, **alike),
+        _checks.mesh(name, axis_name, x=x, **alike),
     )
     return _linear_cross_entropy(
-        w=w,
+        x,
+        w,
         bias=bias,
         class_weights=class_weights,
         **alike,
@@ -166,15 +171,20 @@ def _division(
     keep = vocab_chunk is None and reduction != "none"
     tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 2)
     cached = math.ceil(n / max(1, round(n / _CLASSES)))
-    classes = vocab_chunk or (cached if jax.default_backend() == "cpu" else n)
+    all_here = mesh is not None or jax.device_count() == 1
+    classes = vocab_chunk or (cached if all_here and jax.default_backend() == "cpu" else n)
     return Division(tokens, classes, keep, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction", "division"))
+def _places(ndim: int, *, reduction: Reduction, **_: Any) -> Places:
+    return tuple(range(ndim - 1)) if reduction == "none" else ()
+
+
+@_sharding.program(static=("ignore_index", "reduction", "division"), places=_places)
 def _linear_cross_entropy(
-    *,
     x: Array,
     w: Array,
+    *,
     labels: Array,
     bias: Array | None,
     weights: Array | None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _mesh, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
@@ -60,7 +60,7 @@ def log_softmax(
     return _log_softmax(*args, **along) if args[0].size else args[0]
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+@_sharding.program(static=("axes", "mesh"), places=_sharding.as_given)
 def _log_softmax(
     x: Array,
     where: Array | None,
@@ -187,7 +187,7 @@ def logsumexp(
     return out if b is None else jnp.where(sign < 0, jnp.nan, out)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh", "keepdims"))
+@_sharding.program(static=("axes", "mesh", "keepdims"), places=_sharding.rows)
 def _logsumexp(
     a: Array,
     b: Array | None,

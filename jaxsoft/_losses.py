@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _mesh, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
@@ -112,7 +112,7 @@ def cross_entropy(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh", "ignore_index"))
+@_sharding.program(static=("axes", "mesh", "ignore_index"), places=_sharding.rows)
 def _cross_entropy(
     logits: Array,
     labels: Array,

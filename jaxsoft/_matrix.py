@@ -70,7 +70,7 @@ class SimplexMatrix:
         mesh = self._mesh("row")
         n = ClassAxis(-1, mesh).count(self.weights)
         i = _checks.classes("SimplexJacobian.row", "i", i, n, self.sink.shape)
-        return _simplex.row(self.weights, self.sink, i, mesh)
+        return _simplex.row(self.weights, self.sink, i, mesh=mesh)
 
     def diagonal(self) -> Float[Array, "*batch n"]:
         """The diagonal s (1 - s / t), shape [..., n], with 1 - s / t as the sum of the others."""

@@ -1,15 +1,13 @@
 """Products with softmax's Jacobian, and its entries, from probabilities that exist already."""
 
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits
+from jaxsoft import _axes, _checks, _logits, _sharding
 from jaxsoft._axes import ClassAxis
 from jaxsoft._softmax import defect, jacobian_product, undominated
 
@@ -89,7 +87,7 @@ def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -
     return _free_product(p, v, axes=axes) if p.size else p
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@_sharding.program(static=("axes",), places=_sharding.as_given)
 def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
     shape, axis = p.shape, ClassAxis(_axes.merged_axis(p.ndim, axes))
     p, v = _axes.merge_axes(p, axes), _axes.merge_axes(v, axes)
@@ -140,7 +138,7 @@ def softmax_derivative(
     return _entry(p, i, j, axes=axes) if p.size else jnp.full(rows, jnp.nan, p.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@_sharding.program(static=("axes",), places=_sharding.rows)
 def _entry(p: Array, i: Array, j: Array, *, axes: tuple[int, ...]) -> Array:
     dtype, axis = p.dtype, ClassAxis(_axes.merged_axis(p.ndim, axes))
     p = _axes.merge_axes(p.astype(_logits.compute_dtype(dtype)), axes)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxsoft import _mesh
+from jaxsoft import _mesh, _sharding
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
@@ -189,7 +189,11 @@ def diagonal(
     return s * complement(a, a0, mesh)
 
 
-@jax.jit
+def _matrix_places(ndim: int) -> _sharding.Places:
+    return *range(ndim), None
+
+
+@_sharding.program(places=_matrix_places)
 def matrix(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n n"]:
     """C itself."""
     _, a, _ = fractions(s, s0)
@@ -198,9 +202,9 @@ def matrix(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b 
     return jnp.where(on, diagonal(s, s0)[..., None], off)
 
 
-@jit
+@_sharding.program(static=("mesh",), places=_sharding.as_given)
 def row(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], i: Int[Array, "*b"], mesh: Mesh | None = None
+    s: Float[Array, "*b n"], s0: Float[Array, "*b"], i: Int[Array, "*b"], *, mesh: Mesh | None
 ) -> Float[Array, "*b n"]:
     """C[i, :]; NaN where i is outside [0, n)."""
     _, a, _ = fractions(s, s0, mesh)

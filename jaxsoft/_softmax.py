@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _mesh, _rows
+from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
@@ -44,6 +44,7 @@ def softmax(
         axis_name: a mesh axis, or a tuple of them, over which the axis of the classes goes on:
             within `jax.shard_map` (or `jax.vmap`) each device has its part of the classes, in
             order, and gets the probabilities of these. Options of a row are alike on all devices.
+            Not needed where `jax.jit` divides arrays along automatic or explicit axes of a mesh.
 
     Returns:
         Probabilities, with the shape and dtype of `x`.
@@ -74,7 +75,7 @@ def softmax(
     return _softmax(*args, **along) if args[0].size else args[0]
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+@_sharding.program(static=("axes", "mesh"), places=_sharding.as_given)
 def _softmax(
     x: Array,
     where: Array | None,

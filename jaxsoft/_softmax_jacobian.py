@@ -1,16 +1,16 @@
 """softmax_jacobian and softmax_and_jacobian: the structured Jacobian from logits."""
 
-import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _mesh
+from jaxsoft import _axes, _checks, _mesh, _sharding
 from jaxsoft._axes import ClassAxis
 from jaxsoft._jacobian import SimplexJacobian
 from jaxsoft._logits import compute_dtype
 from jaxsoft._mesh import Mesh
+from jaxsoft._sharding import Places
 from jaxsoft._simplex import quotient
 from jaxsoft._softmax import of_rows
 
@@ -97,7 +97,12 @@ def softmax_and_jacobian(
     return p, SimplexJacobian(weights, mass, axis_name)
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+def _places(ndim: int, *, axes: tuple[int, ...], **_: Any) -> tuple[Places, Places, Places]:
+    rows = _sharding.rows(ndim, axes=axes)
+    return _sharding.as_given(ndim), (*rows, axes[0] if len(axes) == 1 else None), rows
+
+
+@_sharding.program(static=("axes", "mesh"), places=_places)
 def _at_logits(
     x: Array,
     where: Array | None,

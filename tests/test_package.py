@@ -28,6 +28,7 @@ OPTIONAL = {
 # that do not exist yet have their place already.
 LAYERS = (
     ("_autodiff",),
+    ("_sharding",),
     ("_mesh",),
     ("_checks",),
     ("_axes", "_logits"),
