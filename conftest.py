@@ -11,6 +11,8 @@ import pytest
 # Python does by default takes a tenth of the time of the tests.
 gc.set_threshold(100_000, 50, 50)
 
+# Devices for the tests of many.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
