@@ -15,6 +15,7 @@ import asyncio
 import functools
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -220,21 +221,22 @@ def main() -> None:
     for name in ("--process", "--port", "--until"):  # of the processes that this one starts
         number(name, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.devices % args.data:
-        parser.error(f"--data must divide --devices, got {args.data} and {args.devices}")
+    if args.devices % args.data or BATCH % args.data:
+        parser.error(f"--data must divide --devices and {BATCH} sequences, got {args.data}")
     if args.process is not None:
         try:
             work(args)
         except Exception:
             traceback.print_exc()
             os._exit(1)  # at once: at a usual exit JAX would wait for the others
-    elif args.directory:
-        args.directory.mkdir(parents=True, exist_ok=True)
-        sys.exit(compare(args))
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            args.directory = Path(directory)
-            sys.exit(compare(args))
+        return
+    kept = args.directory is not None
+    args.directory = args.directory or Path(tempfile.mkdtemp())
+    args.directory.mkdir(parents=True, exist_ok=True)
+    code = compare(args)
+    if code == 0 and not kept:  # what has failed can be looked at
+        shutil.rmtree(args.directory)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
