@@ -32,7 +32,7 @@ test: $(VENV)/.installed-test ## run everything: unit tests, doctests, notebooks
 
 test-oldest: $(OLDEST_VENV)/.installed ## run the unit tests with the lowest supported jax
 	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
-		-m "not notebook and not peer" $(ARGS)
+		-m "not notebook and not example and not peer" $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## run 100,000 random cases
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)

@@ -50,9 +50,11 @@ def kernel_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", " ".join(flags).strip())
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # older versions of jupyter_core warn without
-    # A notebook finds the script beside it, as in Jupyter, though it runs in another directory.
-    beside = (str(NOTEBOOKS[0].parent), os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, beside)))
+    # A notebook finds the scripts beside it and among the examples, as in Jupyter, though it runs
+    # in another directory.
+    beside = NOTEBOOKS[0].parent
+    paths = (str(beside), str(beside.parent / "examples"), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     # On a fresh machine matplotlib would warn in the notebook that it builds its font cache.
     import matplotlib.font_manager  # noqa: F401
 
