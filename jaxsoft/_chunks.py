@@ -94,8 +94,8 @@ def _statistics(
 
 
 def _products(x: Array, w: Array) -> Array:
-    """x w, accumulated in the compute dtype."""
-    return jnp.matmul(x, w, preferred_element_type=_logits.compute_dtype(w.dtype))
+    """x w of the dtype of w, accumulated in the compute dtype."""
+    return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=_logits.compute_dtype(w.dtype))
 
 
 # ------------------------------------------------------------------------------- its gradients

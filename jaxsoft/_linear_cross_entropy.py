@@ -229,6 +229,7 @@ def _linear_cross_entropy(
         if scale is not None:
             scale = jnp.where(scale > 0, scale, jnp.nan).reshape(-1)
         copied = functools.partial(_mesh.copied, like=w, mesh=mesh)
+        x = x if mesh is None else x.astype(dtype)  # its gradient is added up before it is rounded
         tokens = Tokens(copied(x), axis.places(labels, w), valid, ignored, copied(scale))
         layer = Layer(w, Options(*copied(options)))
         if reduction != "none":
@@ -265,9 +266,10 @@ def _values(tokens: Any, layer: Any) -> tuple[Tokens, Layer, Live]:
     return tokens, layer, live
 
 
-def _cotangents(bars: Gradients, dtype: DTypeLike) -> tuple[Any, Any]:
-    """The gradients in the types of the arguments; x and w have one of their own."""
-    x, w = (None if bar is None else bar.astype(dtype) for bar in (bars.x, bars.w))
+def _cotangents(bars: Gradients, dtype: DTypeLike, mesh: Mesh | None) -> tuple[Any, Any]:
+    """The gradients in the types of the arguments; w has one of its own, and x on one device."""
+    w = None if bars.w is None else bars.w.astype(dtype)
+    x = bars.x if bars.x is None or mesh else bars.x.astype(dtype)
     # Labels have no gradient, nor has what is ignored.
     return (x, None, None, None, bars.temperature), (w, bars.options)
 
@@ -311,7 +313,7 @@ def _losses_bwd(division: Division, dtype: DTypeLike, residuals: Any, cotangent:
 
     def gradients(cotangent: Array) -> tuple[Any, Any]:
         _, bars = _chunks.gradients(tokens, layer, cotangent, static.live, division, statistics)
-        return _cotangents(bars, dtype)
+        return _cotangents(bars, dtype, division.mesh)
 
     tokens_bar, layer_bar = transposable(gradients, cotangent)
     return Tokens(*tokens_bar), Layer(*layer_bar)
@@ -352,7 +354,7 @@ def _weighted_sum_bwd(
     division: Division, dtype: DTypeLike, residuals: Any, cotangent: Array
 ) -> Any:
     out, bars = jax.tree.map(lambda residual: cotangent * residual, residuals)
-    tokens_bar, layer_bar = _cotangents(bars, dtype)
+    tokens_bar, layer_bar = _cotangents(bars, dtype, division.mesh)
     return Tokens(*tokens_bar), Layer(*layer_bar), out
 
 

@@ -20,7 +20,8 @@ class Tokens(NamedTuple):
     """What belongs to one token.
 
     Attributes:
-        x: the features, of the dtype of the layer's weight.
+        x: the features, of the dtype of the layer's weight; on several devices of the compute
+            dtype.
         labels: the place of the label among the classes of the layer; any other number if it is not
             there.
         valid: whether the label exists.
