@@ -21,9 +21,7 @@ from jaxsoft._sharding import Places
 Reduction = Literal["mean", "sum", "none"]
 
 # On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
-# classes costs kernels and passes over memory, so there is one; and so where the compiler may have
-# divided the classes among devices, which would have to send each other every chunk. Fewer tokens
-# make slow products.
+# classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
 _CLASSES = 4096
 _LEAST_TOKENS = 256
 
@@ -75,8 +73,8 @@ def linear_cross_entropy(
             each example, times its weight.
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
             more, so that a chunk of logits has about the size of w; twice as many where they are
-            made twice, with `vocab_chunk` and for "none". Of tokens that are divided among devices
-            each has its part of every chunk.
+            made twice, with `vocab_chunk` and for "none". Half as many on a CPU of several
+            devices. Of tokens that are divided among devices each has its part of every chunk.
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes. To be left
@@ -169,11 +167,16 @@ def _division(
     mesh: Mesh | None,
 ) -> Division:
     keep = vocab_chunk is None and reduction != "none"
-    tokens = token_chunk or max(d, _LEAST_TOKENS) * (1 if keep else 2)
-    cached = math.ceil(n / max(1, round(n / _CLASSES)))
-    all_here = mesh is not None or jax.device_count() == 1
-    classes = vocab_chunk or (cached if all_here and jax.default_backend() == "cpu" else n)
-    return Division(tokens, classes, keep, mesh)
+    tokens = max(d, _LEAST_TOKENS) * (1 if keep else 2)
+    classes = n
+    if jax.default_backend() == "cpu":
+        if mesh is None and jax.device_count() > 1:
+            # The compiler may have divided the classes among devices: a chunk of them would have to
+            # be sent to all. The memory that all classes take at once is saved on tokens.
+            tokens //= 2
+        else:
+            classes = math.ceil(n / max(1, round(n / _CLASSES)))
+    return Division(token_chunk or tokens, vocab_chunk or classes, keep, mesh)
 
 
 def _places(ndim: int, *, reduction: Reduction, **_: Any) -> Places:
