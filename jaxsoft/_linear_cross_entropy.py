@@ -22,8 +22,8 @@ Reduction = Literal["mean", "sum", "none"]
 
 # On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
 # classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
-_CLASSES = 4096
-_LEAST_TOKENS = 256
+_CLASSES = 2048
+_LEAST_TOKENS = 384
 
 
 def linear_cross_entropy(
@@ -71,10 +71,10 @@ def linear_cross_entropy(
         softcap: c > 0; finite logits are replaced by c tanh(logits / c).
         reduction: "mean", which is 0 when the weights add up to 0; "sum"; or "none" for a loss for
             each example, times its weight.
-        token_chunk: how many tokens are taken at a time, at most. Default: d, or 256 if that is
-            more, so that a chunk of logits has about the size of w; twice as many where they are
-            made twice, with `vocab_chunk` and for "none". Half as many on a CPU of several
-            devices. Of tokens that are divided among devices each has its part of every chunk.
+        token_chunk: how many tokens are taken at a time, at most. Default: d, or 384 if that is
+            more, so that a chunk of logits has about the size of w; a third more where they are
+            made twice, with `vocab_chunk` and for "none"; half as many on a CPU of several devices.
+            Of tokens that are divided among devices each has its part of every chunk.
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes. To be left
@@ -167,7 +167,9 @@ def _division(
     mesh: Mesh | None,
 ) -> Division:
     keep = vocab_chunk is None and reduction != "none"
-    tokens = max(d, _LEAST_TOKENS) * (1 if keep else 2)
+    tokens = max(d, _LEAST_TOKENS)
+    if not keep:
+        tokens += tokens // 3
     classes = n
     if jax.default_backend() == "cpu":
         if mesh is None and jax.device_count() > 1:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsoft import _axes, _logits, _mesh, _rows
+from jaxsoft import _axes, _logits, _mesh
 from jaxsoft._mesh import Mesh
 
 
@@ -161,7 +161,8 @@ def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
     n, temperature = u.shape[1], tokens.temperature
     scale = None if temperature is None else temperature[:, None]
     z = _gap(u, top[:, None], scale)
-    others = jnp.sum(_rows.other_exponentials(z, jnp.zeros_like(top), classes.places, 1), 1)
+    on_label = _axes.one_hot(classes.places, u.shape, 1)
+    others = jnp.sum(jnp.where(on_label, 0, jnp.exp(z)), 1)
     place, here = jnp.minimum(classes.places, n - 1), classes.places < n
     label = jnp.where(here, _axes.take(u, place, 1), 0)
     options, weight = classes.layer.options, None
