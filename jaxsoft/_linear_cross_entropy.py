@@ -177,8 +177,15 @@ def _division(
             # be sent to all. The memory that all classes take at once is saved on tokens.
             tokens //= 2
         else:
-            classes = math.ceil(n / max(1, round(n / _CLASSES)))
+            classes = _in_cache(n)
     return Division(token_chunk or tokens, vocab_chunk or classes, keep, mesh)
+
+
+def _in_cache(n: int) -> int:
+    """About `_CLASSES` of them, and if possible such that all chunks are of one size."""
+    count = max(1, round(n / _CLASSES))
+    near = sorted(range(count - count // 3, count + count // 3 + 1), key=lambda c: abs(c - count))
+    return next((n // c for c in near if n % c == 0), math.ceil(n / count))
 
 
 def _places(ndim: int, *, reduction: Reduction, **_: Any) -> Places:
