@@ -248,7 +248,7 @@ _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_like
 # An entry of -inf is a constant, also at the label.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _hard_residual(z: Array, label: Array, row: _rows.Row, axis: ClassAxis) -> Array:
-    others = _rows.other_exponentials(z, row.top, label, axis.position)
+    others = _rows.other_exponentials(z, row.top, label, axis)
     others /= axis.expand(_rows.at_least_one(row.normalizer))
     z_label = axis.take(z, label)
     loss = (row.top - z_label) + row.log_normalizer

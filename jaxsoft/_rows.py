@@ -24,6 +24,8 @@ from jaxsoft._logits import LONG, Logits
 
 ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
 _SHORT = 16  # the length of a short row
+_SCATTERED = 64  # rows with more classes than this share their exponentials
+_CACHE = 2**25  # bytes
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
 
 
@@ -56,23 +58,21 @@ class Row(NamedTuple):
         return 1 / at_least_one(self.normalizer)
 
 
-def statistics(logits: Logits, axis: ClassAxis, place: Int[Array, "..."] | None = None) -> Row:
+def statistics(logits: Logits, axis: ClassAxis, label: Int[Array, "..."] | None = None) -> Row:
     """Computes the statistics of each row of logits: constants, without a derivative.
 
     Args:
         logits: as `prepare` returns them.
         axis: the axis of a row.
-        place: the class that is kept out of the sum. Default: that of the maximum. With another
-            one `rest` is exact to the rounding of Z.
+        label: a class whose exponential `other_exponentials` will leave out of this row without a
+            sink. Then the two share what they compute, and `rest` is exact to the rounding of Z,
+            or to that of Z - 1 where the label has the maximum.
     """
     z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
     if axis.mesh:
-        # A part without the class keeps another one out, of which all is to be added again.
-        if place is not None:
-            place = jnp.minimum(place, z.shape[axis.position] - 1)
-        part = _statistics(z, top, None, axis.position, place)
+        part = _statistics(z, top, None, axis.position, None)
         return _with_sink(_of_devices(part, axis), sink)
-    return _statistics(z, top, sink, axis.position, place)
+    return _statistics(z, top, sink, axis.position, label)
 
 
 # As `_united` has it for two, of parts with the maxima m_d ≤ M and the rests r_d: those with the
@@ -86,27 +86,28 @@ def _of_devices(part: Row, axis: ClassAxis) -> Row:
     return Row(top, rest + (count - 1))
 
 
-def _statistics(z: Array, top: Array, sink: Array | None, axis: int, index: Array | None) -> Row:
+def _statistics(z: Array, top: Array, sink: Array | None, axis: int, label: Array | None) -> Row:
     """Those of rows on one device."""
 
-    def by_sum(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
-        if index is None:
-            index = jnp.argmax(z, axis)
+    def by_sum(z: Array, top: Array, sink: Array | None, label: Array | None) -> Row:
+        if label is not None and _shared(z, axis):
+            others = jnp.sum(_without(z, top, label, axis), axis)
+            own = jnp.exp(take(z, label, axis) - top)
+            return Row(top, lax.optimization_barrier(others) + (own - 1))
         # Without the barrier XLA copies the sum into each use that the functions of the row make.
-        rest, apart = lax.optimization_barrier(_divided_sum(z, top, index, axis))
+        rest, ties = lax.optimization_barrier(_divided_sum(z, top, axis))
         if sink is not None:
-            # The larger of the two takes the place of the entry kept out.
             of_sink = jnp.exp(sink - top)
-            rest, apart = rest + jnp.minimum(apart, of_sink), jnp.maximum(apart, of_sink)
-        # Of that entry exp(z_i - m) - 1 is left: 0 for the maximum, -1 in a row of -inf alone. For
-        # any other its rounding is that of Z.
-        return Row(top, rest + (apart - 1))
+            at_top = jnp.floor(of_sink)
+            rest, ties = rest + (of_sink - at_top), ties + at_top
+        # One of the maxima is left out. In a row of -inf alone there is none: -1.
+        return Row(top, rest + (ties - 1))
 
-    def at_once(z: Array, top: Array, sink: Array | None, index: Array | None) -> Row:
+    def at_once(z: Array, top: Array, sink: Array | None, label: Array | None) -> Row:
         return _with_sink(in_one_pass(z, axis), sink)
 
     # On a CPU the exponentials take the time, elsewhere the memory.
-    return lax.platform_dependent(z, top, sink, index, cpu=by_sum, default=at_once)
+    return lax.platform_dependent(z, top, sink, label, cpu=by_sum, default=at_once)
 
 
 def top_and_normalizer(
@@ -114,7 +115,7 @@ def top_and_normalizer(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """m and Z, for where the accuracy of Z - 1 does not matter: constants."""
     if axis.mesh:
-        row = statistics(logits, axis, jnp.zeros(logits.top.shape, jnp.int32))
+        row = statistics(logits, axis)
         return row.top, row.normalizer
     at = axis.position
 
@@ -153,25 +154,33 @@ def at_least_one(total: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def other_exponentials(
-    z: Float[Array, "..."], top: Float[Array, "..."], index: Int[Array, "..."], axis: int
+    z: Float[Array, "..."], top: Float[Array, "..."], label: Int[Array, "..."], axis: ClassAxis
 ) -> Float[Array, "..."]:
-    """exp(z - m) with 0 at one entry of each row."""
-    exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+    """exp(z - m), with 0 for the class of the label."""
 
-    def by_selection(exponentials: Array, index: Array) -> Array:
-        return jnp.where(one_hot(index, z.shape, axis), 0, exponentials)
+    def by_selection(z: Array, top: Array, label: Array) -> Array:
+        return jnp.where(axis.one_hot(label, z), 0, jnp.exp(z - axis.expand(top)))
 
-    # On the CPU XLA then shares the exponentials between the sum and the derivative, where a
-    # selection would be fused into either, and take the exponential twice.
-    def by_scatter(exponentials: Array, index: Array) -> Array:
-        places = [lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(index.ndim)]
-        places.insert(axis, index)
-        at_index = exponentials.at[tuple(places)]
-        return at_index.set(0, mode="promise_in_bounds", unique_indices=True)
+    if axis.mesh or not _shared(z, axis.position):
+        return by_selection(z, top, label)
+    by_scatter = functools.partial(_without, axis=axis.position)
+    return lax.platform_dependent(z, top, label, cpu=by_scatter, default=by_selection)
 
-    if _chunk_count(z.shape[axis]) > 1:
-        return by_selection(exponentials, index)
-    return lax.platform_dependent(exponentials, index, cpu=by_scatter, default=by_selection)
+
+def _shared(z: Array, axis: int) -> bool:
+    """Whether the sum and the derivative of rows with a label share their exponentials on a CPU."""
+    # Short rows are faster without a scatter, and what does not fit the cache is computed again in
+    # less time than it is written and read.
+    return _SCATTERED < z.shape[axis] <= LONG and z.size * z.dtype.itemsize <= _CACHE
+
+
+# A selection would be fused into the sum and into the derivative, and take the exponentials twice.
+def _without(z: Array, top: Array, label: Array, axis: int) -> Array:
+    """exp(z - m), with 0 for the class of the label, as an array in memory."""
+    places = [lax.broadcasted_iota(label.dtype, label.shape, d) for d in range(label.ndim)]
+    places.insert(axis, label)
+    at_label = jnp.exp(z - jnp.expand_dims(top, axis)).at[tuple(places)]
+    return at_label.set(0, mode="promise_in_bounds", unique_indices=True)
 
 
 # A part of a row with the maximum m and Z - 1 = r, and one with M ≥ m and R, have together M and
@@ -205,35 +214,47 @@ def _united(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Arra
     return jnp.maximum(top, other_top), larger + (1 + smaller) * jnp.exp(gap)
 
 
+# An exponential is 1 at a maximum, and where it rounds to 1, and less elsewhere: its floor says
+# which, without a selection, for which XLA writes an array to memory on the CPU.
 def _divided_sum(
-    z: Float[Array, "..."], top: Float[Array, "..."], index: Int[Array, "..."], axis: int
+    z: Float[Array, "..."], top: Float[Array, "..."], axis: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Σ exp(z_j - m) without one entry, and that entry: a difference of sums would cancel."""
-    n = z.shape[axis]
+    """Σ exp(z_j - m) without the maxima, and their number: a difference of sums would cancel."""
+    n, chunks = z.shape[axis], _chunk_count(z.shape[axis])
     if n <= _SHORT:
         # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way.
-        exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
-        here = one_hot(index, z.shape, axis)
-        halves = jnp.where(here, 0, exponentials), jnp.where(here, exponentials, 0)
+        terms, ones = _parts(jnp.exp(z - jnp.expand_dims(top, axis)))
         zero = jnp.zeros((), z.dtype)
         add = lambda a, b: (a[0] + b[0], a[1] + b[1])
-        others, own = lax.reduce(halves, (zero, zero), add, (axis,))
-        return others, own
-    own = jnp.exp(take(z, index, axis) - top)
-    chunks = _chunk_count(n)
+        rest, ties = lax.reduce((terms, ones), (zero, zero), add, (axis,))
+        return rest, ties
     if chunks == 1:
-        return jnp.sum(other_exponentials(z, top, index, axis), axis), own
-    # XLA fuses a plain exponential into its sum on the CPU, a selected one it writes to memory
-    # first: 3 to 4 times slower on arrays beyond the cache. So only the chunk of the entry left
-    # out, one in `chunks`, is summed by selection.
-    size = n // chunks
-    chunk, place = index // size, index % size
+        terms, ones = _parts(jnp.exp(z - jnp.expand_dims(top, axis)))
+        return _sum(terms, axis), _sum(ones, axis)
+    # All but one chunk are summed as they are. The one with the largest sum has the maximum if all
+    # others together are less than 1, and if they are more, then a 1 that is subtracted from it
+    # cancels nothing.
     z = _chunked(z, axis, chunks)
     sums = jnp.sum(jnp.exp(z - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
-    sums = jnp.where(one_hot(chunk, sums.shape, axis), 0, sums)
-    index = jnp.expand_dims(chunk, (axis, axis + 1))
+    largest = jnp.argmax(sums, axis)
+    others = jnp.sum(jnp.where(one_hot(largest, sums.shape, axis), 0, sums), axis)
+    index = jnp.expand_dims(largest, (axis, axis + 1))
     near = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
-    return jnp.sum(sums, axis) + jnp.sum(other_exponentials(near, top, place, axis), axis), own
+    rest, ties = _divided_sum(near, top, axis)
+    return others + rest, ties
+
+
+# On the CPU XLA has one kernel for both sums, without an array in memory between, if it knows where
+# they start. A 0 that the program has elsewhere too becomes an argument of the kernel; -0 is as
+# neutral, and hardly ever elsewhere.
+def _sum(terms: Array, axis: int) -> Array:
+    return lax.reduce(terms, jnp.asarray(-0.0, terms.dtype), lax.add, (axis,))
+
+
+def _parts(exponentials: Array) -> tuple[Array, Array]:
+    """The exponentials below 1, with 0 in place of the others, and 1 for each of these."""
+    ones = jnp.floor(exponentials)
+    return exponentials - ones, ones
 
 
 def log_abs_sum(
