@@ -12,7 +12,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._softmax import probabilities
+from jaxsoft._softmax import minus_top, probabilities
 
 
 def log_softmax(
@@ -106,14 +106,16 @@ def _log_probabilities_fwd(
 
 
 def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, sink, row = residuals
+    z, sink, row = _apart(residuals)
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
     p_sink = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
     y_bar = jnp.where(z == -jnp.inf, 0, cotangent)
-    total = axis.sum(y_bar)
-    others = axis.sum(jnp.where(p > 0.5, 0, y_bar))
-    sums = jnp.where(p > 0.5, axis.expand(others), axis.expand(total))
-    z_bar = y_bar * jnp.where(p > 0.5, complement(p, row, axis), 1) - p * sums
+    top, below = _above_half(p)
+    own = top * y_bar
+    own, others = _apart((axis.sum(own), axis.sum(y_bar - own)))
+    z_bar = y_bar * (below + top * _rest_of_largest(p, row, axis))
+    z_bar -= p * (axis.expand(others) + below * axis.expand(own))
+    total = others + own
     z_bar = jnp.where(z == -jnp.inf, 0, z_bar)
     return z_bar, None if p_sink is None else _mesh.shares(-p_sink * total, z, axis.mesh), None
 
@@ -121,11 +123,28 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
 _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
 
 
+# On the CPU XLA would else mix the forward pass with the backward one, and sums with what they are
+# for, and have arrays in memory where kernels do.
+def _apart(arrays: Any) -> Any:
+    return lax.platform_dependent(arrays, cpu=lax.optimization_barrier, default=lambda a: a)
+
+
 def complement(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:
-    """1 - p with the value rest / Z for a class above 1/2 and the derivative of 1 - p."""
-    plain = 1 - p
-    exact = jnp.where(p > 0.5, axis.expand(row.rest / row.normalizer), plain)
-    return plain + lax.stop_gradient(exact - plain)
+    """1 - p, as rest / Z for a class above 1/2."""
+    top, below = _above_half(p)
+    return below * (1 - p) + top * _rest_of_largest(p, row, axis)
+
+
+# Arithmetic rather than a selection, as in `jacobian_product`.
+def _above_half(p: Array) -> tuple[Array, Array]:
+    """1 for a class above 1/2, and 1 for the others."""
+    minus = minus_top(p)
+    return -minus, 1 + minus
+
+
+def _rest_of_largest(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:
+    """rest / Z, with the derivative of 1 - p."""
+    return axis.expand(row.rest * row.largest) + (lax.stop_gradient(p) - p)
 
 
 def logsumexp(

@@ -245,17 +245,17 @@ def _jacobian_product(
         excess += minus_mean * missing
         products[0] -= ps[0] * across(minus_centre * missing)
     product, *rest = (
-        product + _minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
+        product + minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
     )
     return product, _mesh.shares(rest[0].squeeze(axis.position), p, axis.mesh) if rest else None
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
     """-w: -1 for a class above 1/2, and -p in a row without one (where spread is 1)."""
-    return jnp.minimum(_minus_top(p), lax.stop_gradient(-p * spread))
+    return jnp.minimum(minus_top(p), lax.stop_gradient(-p * spread))
 
 
-def _minus_top(p: Array) -> Array:
+def minus_top(p: Array) -> Array:
     """-1 for a class above 1/2, else 0."""
     return lax.stop_gradient(jnp.floor(0.5 - p))
 
