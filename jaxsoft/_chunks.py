@@ -231,7 +231,7 @@ def _over_tokens(
     body = jax.checkpoint(of_chunk, prevent_cse=False)
     tokens, cotangent, statistics = xs
     length = tokens.labels.shape[0]
-    count = math.ceil(length / division.tokens)
+    count = _token_chunks(length, division)
     if count == 1:
         return body(carry, xs)
     size = math.ceil(length / count)
@@ -247,6 +247,17 @@ def _over_tokens(
     cotangent = None if cotangent is None else chunks(cotangent, "constant")
     carry, out = lax.scan(body, carry, (of_tokens[0], cotangent, of_tokens[1]))
     return carry, jax.tree.map(in_order, out)
+
+
+def _token_chunks(length: int, division: Division) -> int:
+    """The number of chunks of tokens."""
+    least, devices = math.ceil(length / division.tokens), jax.device_count()
+    if division.mesh is None and devices > 1:
+        # The compiler may have divided the tokens among devices, and where a chunk does not have as
+        # many of each it would send them to and fro: somewhat smaller chunks that do are better.
+        counts = range(least, 2 * least + 1)
+        return next((c for c in counts if length % (c * devices) == 0), least)
+    return least
 
 
 def _class_chunks(layer: Layer, division: Division) -> tuple[int, int]:

@@ -74,7 +74,8 @@ def linear_cross_entropy(
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 384 if that is
             more, so that a chunk of logits has about the size of w; a third more where they are
             made twice, with `vocab_chunk` and for "none"; half as many on a CPU of several devices.
-            Of tokens that are divided among devices each has its part of every chunk.
+            Of tokens that are divided among devices each has its part of every chunk, if there are
+            chunks, up to half as large, that divide the tokens.
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes. To be left

@@ -151,3 +151,18 @@ def test_transformations_along_explicit_axes(name):
     with jax.set_mesh(mesh):
         found = fun(*args)
     assert_close(found, fun(X, LABELS))
+
+
+# By default there are some more chunks than needed, such that tokens and devices divide.
+def test_tokens_stay_where_they_are():
+    mesh = mesh_of(a=2, b=4)
+    x, w = RNG.normal(size=(1024, 4)), RNG.normal(size=(4, 64))
+    args = placed(mesh, x, "a"), placed(mesh, w, None, "b"), placed(mesh, x[:, 0] > 0, "a")
+    gradients = jax.value_and_grad(
+        lambda x, w, labels: jaxsoft.linear_cross_entropy(x, w, labels.astype(int)), (0, 1)
+    )
+    program = compiled(gradients, mesh, *args)
+    sent = collectives(program.as_text())
+    assert {operation for operation, _ in sent} == {"all-reduce"}
+    assert max(math.prod(shape) for _, shape in sent) == 128 // 2 * 4
+    assert_close(program(*args), jax.jit(gradients)(x, w, x[:, 0] > 0))
