@@ -46,7 +46,7 @@ format: $(VENV)/.installed-lint ## sort the imports, mend what can be mended, fo
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-demo ## compare speed and memory with jax.nn and optax
+bench: $(VENV)/.installed-bench ## measure accuracy, speed and memory; write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-deviceless: $(DEVICELESS_VENV)/.installed ## count what an H100 would run, without one

@@ -48,8 +48,8 @@ CAPTION = (
 )
 
 _ROUNDS = 6
-_VOCAB_CHUNK = 4192
-_TORCH_CHUNK = 256  # as many tokens as jaxsoft takes
+_VOCAB_CHUNK = 2048
+_TORCH_CHUNK = 384  # as many tokens as jaxsoft takes
 _MIB = 2**20
 
 
@@ -192,8 +192,6 @@ CANDIDATES = (
     ),
     Candidate("torch.compile on x @ w", _under_torch(_compiled_in_torch), "torch"),
 )
-
-OPTIONAL = tuple(dict.fromkeys(c.optional for c in CANDIDATES if c.optional is not None))
 
 # ------------------------------------------------------------------------------- measurement
 

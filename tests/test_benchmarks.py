@@ -1,54 +1,159 @@
-"""`python -m benchmarks`: what it measures and prints of the loss of a large vocabulary."""
+"""`python -m benchmarks`: what it measures, and what it writes of it."""
 
 import dataclasses
-import sys
+import datetime
+import importlib
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import jacobian, linear, memory
+from benchmarks import accuracy, jacobian, linear, memory, speed, targets
+from jaxsoft._demo.timing import Timing
 
 CASE = linear.Case((60, 8, 90), "float32")
+ABSENT = ("torch", "tokamax")
 REQUIRED = [c for c in (linear.PEER, *linear.CANDIDATES) if c.optional is None]
 
 
 @pytest.fixture(autouse=True)
 def _as_a_user(monkeypatch):
-    for package in linear.OPTIONAL:
-        monkeypatch.setitem(sys.modules, package, None)
+    found = importlib.import_module
+
+    def import_module(name, package=None):
+        if name in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
     # What Optax computes relies on the promotion that conftest.py forbids.
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
-def test_table(monkeypatch, capsys):
-    monkeypatch.setattr(command, "cells", lambda *, quick: [])
+def table(markdown, heading):
+    """The rows of the table under this heading, by their first cell."""
+    lines = markdown[markdown.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def timed(ratio):
+    return Timing(ratio, 1.0, ratio, ratio, ratio)
+
+
+def test_results(monkeypatch, capsys, tmp_path):
+    chosen = [speed.Cell(q, (6, 5), -1, "float32") for q in speed.QUANTITIES]
+    chosen += [speed.Cell("softmax", (2, 3, 4), (0, 1), "float16")]
+    chosen += [speed.Cell("loss", (4, 3), 0, "float32", jitted=False)]
+    monkeypatch.setattr(speed, "cells", lambda *, quick: chosen)
+    monkeypatch.setattr(accuracy, "ROWS", {"float32": ("gap 17",)})
     norms = [jacobian.Case(name, (4, 8), jacobian._dense_norm, 2) for name in ("dense", "alone")]
     norms[1] = dataclasses.replace(norms[1], peers=None)
     monkeypatch.setattr(jacobian, "cases", lambda *, quick: norms)
     monkeypatch.setattr(linear, "QUICK_SHAPES", (CASE.shape,))
     monkeypatch.setattr(linear, "SIXTEEN_BIT", 0)
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
-    assert command.main(["--quick", "--seconds", "0.001", "--markdown"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    cells = [line.strip("| ").split(" | ") for line in printed if line.startswith("| ")]
-    of_jacobian = {row[0]: row[1:] for row in cells if row[0].startswith("4×8")}
+    output = tmp_path / "results.md"
+    assert command.main(["--quick", "--seconds", "0.001", "--output", str(output)]) == 0
+    printed, written = capsys.readouterr().out, output.read_text()
+
+    assert f"- command: python -m benchmarks --quick --seconds 0.001 --output {output}" in written
+    assert f"jax {jax.__version__}," in written
+    assert f"- date: {datetime.date.today().isoformat()}" in written
+
+    times = table(written, "float32, last axis | 6×5 | geometric mean")
+    assert list(times) == list(speed.QUANTITIES)
+    assert all(float(row[0].split()[0]) == float(row[1]) > 0 for row in times.values())
+    assert list(table(written, "float16, other axis | 2×3×4, axis (0, 1) | geometric mean")) == [
+        "softmax"
+    ]
+    (eager,) = table(
+        written, "float32, without jax.jit | 4×3, axis 0 | jaxsoft, µs | peer, µs"
+    ).values()
+    assert all(float(number) > 0 for number in eager[1:])
+
+    of_jacobian = table(written, " | ".join(jacobian.COLUMNS))
     assert list(of_jacobian) == ["4×8, dense", "4×8, alone"]
     assert all(float(number) >= 0 for number in of_jacobian["4×8, dense"])
     assert of_jacobian["4×8, alone"][1:] == ["–", "–"]
-    rows = [row for row in cells if row[0].startswith("float32")]
-    assert [row[0] for row in rows] == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
-    assert [len(row) for row in rows] == [len(linear.COLUMNS)] * len(rows)
-    assert [row[2] == "1" for row in rows] == [True, False, False]
-    assert all(float(row[2].partition(" ")[0]) > 0 and float(row[4]) > 0 for row in rows)
-    assert float(rows[0][4]) == 1
-    assert {row[5] for row in rows} == {"3"}
+
+    layers = table(written, " | ".join(linear.COLUMNS))
+    assert list(layers) == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
+    rows = list(layers.values())
+    assert [row[1] == "1" for row in rows] == [True, False, False]
+    assert all(float(row[1].partition(" ")[0]) > 0 and float(row[3]) > 0 for row in rows)
+    assert float(rows[0][3]) == 1
+    assert {row[4] for row in rows} == {"3"}
     for candidate in linear.CANDIDATES:
         if candidate.optional:
             line = f"{candidate.name}: left out, not installed (pip install {candidate.optional})"
+            assert line in written
             assert line in printed
+
+
+def test_accuracy_of_jaxsoft_is_within_the_contract_and_that_of_others_is_not():
+    cases = [accuracy.Case(q, "float32", "gap 17") for q in accuracy.QUANTITIES]
+    cases += [accuracy.Case("its gradient", "bfloat16", "gap 10")]
+    errors = {case: accuracy.measure(case) for case in cases}
+    for found in errors.values():
+        assert found["jaxsoft"] <= found["allowed"]
+    assert errors[cases[4]]["optax"] > 1e6  # the loss is exactly 0
+    shown = {name: values for name, *values in accuracy.grid(errors).rows}
+    columns = accuracy.grid(errors).columns[1:]
+    gradient = dict(zip(columns, shown["its gradient, bfloat16, gap 10"], strict=True))
+    assert gradient["jax.nn"] == gradient["optax"] == "all"
+    assert float(gradient["jaxsoft"]) <= float(gradient["allowed"]) == 0.6
+    assert "torch" not in columns  # it is not installed here
+
+
+def test_only_one_section_and_no_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(accuracy, "ROWS", {"float16": ("gap 10",)})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "RESULTS.md")
+    assert command.main(["--only", "accuracy"]) == 0
+    assert not command.RESULTS.exists()
+    printed = capsys.readouterr().out
+    assert "its gradient, float16, gap 10" in printed
+    assert "time / peer" not in printed
+
+
+def test_targets():
+    cell = lambda *args, **kw: speed.Cell(args[0], (args[1], 3), -1, args[2], **kw)
+    timings = {
+        cell("softmax + VJP", 1, "float32"): timed(0.4),
+        cell("softmax + VJP", 2, "float32"): timed(1.6),
+        cell("loss", 1, "float32"): timed(0.75),
+        cell(speed.FROM_P, 1, "float32"): timed(9.0),
+        cell("loss", 1, "float32", jitted=False): timed(0.1),
+    }
+    rows = {name: rest for name, *rest in targets.verdicts(timings).rows}
+    assert rows == {
+        "softmax + VJP: float32, last axis": ["≤ 0.8", "0.80", "met"],
+        "loss: float32, last axis": ["≤ 0.5", "0.75", "missed by 50 %"],
+        "all: float32, without jax.jit": ["≤ 0.3", "0.10", "met"],
+        "the slowest of 4 cells": ["≤ 1.05", "1.60", "missed by 52 %"],
+    }
+    over = targets.over(timings)
+    assert over.columns[0] == "1 of 4 cells over 1.05"
+    assert over.rows == (("softmax + VJP, float32, 2×3", "1.60"),)
+
+
+def test_bandwidth():
+    cell = speed.Cell("loss + gradient", (1000, 500), -1, "bfloat16")
+    assert speed.bandwidth(cell, timed(1e-3)) == pytest.approx(2 * 1000 * 500 * 2 / 1e-3 / 1e9)
+
+
+def test_the_peers_compute_the_same():
+    for name, quantity in speed.QUANTITIES.items():
+        cell = speed.Cell(name, (3, 5, 2), 1, "float32")
+        args = (*speed.arguments(cell, 0), cell.axis)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6),
+            quantity.own(*args),
+            quantity.peer(*args),
+        )
 
 
 def test_candidates_compute_the_same():

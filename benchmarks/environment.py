@@ -1,0 +1,39 @@
+"""What was measured, and on what: the device, the versions, the date and the command."""
+
+import datetime
+import importlib.util
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import jax
+
+import jaxsoft
+
+PEERS = ("optax", "scipy", "torch", "tokamax")  # jax.nn is there with jax
+
+
+def missing() -> list[str]:
+    """The peers that are not installed, and so are left out."""
+    return [name for name in PEERS if importlib.util.find_spec(name) is None]
+
+
+def header(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values, for the top of the results."""
+    device = jax.devices()[0]
+    kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    absent = missing()
+    installed = [name for name in ("jax", "jaxlib", *PEERS) if name not in absent]
+    packages = [
+        f"jaxsoft {jaxsoft.__version__}",
+        *(f"{name} {version(name)}" for name in installed),
+    ]
+    return [
+        ("date", datetime.date.today().isoformat()),
+        ("device", kind),
+        ("versions", ", ".join((*packages, f"Python {platform.python_version()}"))),
+        ("left out, not installed", ", ".join(absent) or "none"),
+        ("command", shlex.join(("python", "-m", "benchmarks", *argv))),
+    ]

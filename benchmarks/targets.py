@@ -1,0 +1,77 @@
+"""What the speed is meant to be, and by how much it falls short."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from benchmarks.speed import FROM_P, Cell, geometric_mean
+from benchmarks.tables import Grid
+from jaxsoft._demo.timing import Timing
+
+LIMIT = 1.05  # of the time of the peer, in any cell
+_WORST = 12  # so many cells over the limit are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A bound on a geometric mean of ratios, over the sizes of one table.
+
+    Attributes:
+        table: which one.
+        quantity: a row of it; None for all.
+        wanted: the bound.
+    """
+
+    table: str
+    quantity: str | None
+    wanted: float
+
+    def timings(self, timings: Mapping[Cell, Timing]) -> list[Timing]:
+        """Those that count for it."""
+        return [
+            timed
+            for cell, timed in timings.items()
+            if cell.table == self.table and self.quantity in (None, cell.quantity)
+        ]
+
+
+TARGETS = (
+    Target("float32, last axis", "softmax + VJP", 0.8),
+    Target("bfloat16, last axis", "softmax + VJP", 0.5),
+    Target("float32, last axis", "loss", 0.5),
+    Target("float32, last axis", "loss + gradient", 0.8),
+    Target("float32, without jax.jit", None, 0.3),
+)
+
+
+def verdicts(timings: Mapping[Cell, Timing]) -> Grid:
+    """Every target with what was measured."""
+    rows = []
+    for target in TARGETS:
+        found = target.timings(timings)
+        if found:
+            name = f"{target.quantity or 'all'}: {target.table}"
+            rows.append((name, *_verdict(geometric_mean(found), target.wanted)))
+    ratios = _of_libraries(timings).values()
+    rows.append((f"the slowest of {len(ratios)} cells", *_verdict(max(ratios), LIMIT)))
+    return Grid(("time / peer, geometric mean", "wanted", "measured", ""), tuple(rows))
+
+
+def _verdict(measured: float, wanted: float) -> tuple[str, str, str]:
+    met = measured <= wanted
+    missed = f"missed by {100 * (measured / wanted - 1):.0f} %"
+    return f"≤ {wanted}", f"{measured:.2f}", "met" if met else missed
+
+
+def over(timings: Mapping[Cell, Timing]) -> Grid:
+    """The cells over the limit, the slowest first."""
+    ratios = _of_libraries(timings)
+    slow = sorted((c for c in ratios if ratios[c] > LIMIT), key=lambda c: -ratios[c])
+    rows = [(f"{c.quantity}, {c.dtype}, {c.place}", f"{ratios[c]:.2f}") for c in slow]
+    if len(rows) > _WORST:
+        rows[_WORST:] = [(f"and {len(rows) - _WORST} more", "")]
+    return Grid((f"{len(slow)} of {len(ratios)} cells over {LIMIT}", "time / peer"), tuple(rows))
+
+
+def _of_libraries(timings: Mapping[Cell, Timing]) -> dict[Cell, float]:
+    """Ratios to a library; the textbook's VJP from p is none, and no digit of it may be right."""
+    return {cell: timed.ratio for cell, timed in timings.items() if cell.quantity != FROM_P}
