@@ -12,7 +12,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._softmax import minus_top, probabilities
+from jaxsoft._softmax import class_sum, minus_top, probabilities
 
 
 def log_softmax(
@@ -112,12 +112,12 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     y_bar = jnp.where(z == -jnp.inf, 0, cotangent)
     top, below = _above_half(p)
     own = top * y_bar
-    own, others = _apart((axis.sum(own), axis.sum(y_bar - own)))
+    own, others = _apart((class_sum(own, axis), class_sum(y_bar - own, axis)))
     z_bar = y_bar * (below + top * _rest_of_largest(p, row, axis))
     z_bar -= p * (axis.expand(others) + below * axis.expand(own))
-    total = others + own
     z_bar = jnp.where(z == -jnp.inf, 0, z_bar)
-    return z_bar, None if p_sink is None else _mesh.shares(-p_sink * total, z, axis.mesh), None
+    sink_bar = None if p_sink is None else -p_sink * (own + others)
+    return z_bar, _mesh.shares(sink_bar, z, axis.mesh), None
 
 
 _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
@@ -126,7 +126,9 @@ _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
 # On the CPU XLA would else mix the forward pass with the backward one, and sums with what they are
 # for, and have arrays in memory where kernels do.
 def _apart(arrays: Any) -> Any:
-    return lax.platform_dependent(arrays, cpu=lax.optimization_barrier, default=lambda a: a)
+    # One by one: of several together JAX takes all to vary over the devices that one varies over.
+    barriers = functools.partial(jax.tree.map, lax.optimization_barrier)
+    return lax.platform_dependent(arrays, cpu=barriers, default=lambda a: a)
 
 
 def complement(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:

@@ -229,7 +229,14 @@ def _divided_sum(
         rest, ties = lax.reduce((terms, ones), (zero, zero), add, (axis,))
         return rest, ties
     if chunks == 1:
-        terms, ones = _parts(jnp.exp(z - jnp.expand_dims(top, axis)))
+        exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+        terms, ones = _parts(exponentials)
+        if axis < z.ndim - 1:
+            # Two sums along another axis than the last share what they read if one is of the
+            # exponentials themselves. Their difference is a whole number up to a rounding that
+            # matters only beside millions of terms.
+            rest = jnp.sum(terms, axis)
+            return rest, jnp.round(jnp.sum(exponentials, axis) - rest)
         return _sum(terms, axis), _sum(ones, axis)
     # All but one chunk are summed as they are. The one with the largest sum has the maximum if all
     # others together are less than 1, and if they are more, then a 1 that is subtracted from it

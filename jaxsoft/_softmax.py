@@ -14,6 +14,8 @@ from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
+_FEW = 10  # classes: a product with ones is faster than a sum of so few on a CPU
+
 
 def softmax(
     x: Shaped[ArrayLike, "..."],
@@ -184,12 +186,12 @@ def jacobian_product(
     product = functools.partial(_jacobian_product, axis=axis, free=free)
     last = axis == ClassAxis(p.ndim - 1)  # on one device
     if p_sink is not None or not last or p.shape[-1] > _rows.ONE_KERNEL:
-        return product(p, v, spread, p_sink, v_sink, sum_of=_sum)
+        return product(p, v, spread, p_sink, v_sink, sum_of=class_sum)
 
     def with_sum(sum_of: _Sum) -> Callable[[Array, Array, Array], Array]:
         return lambda p, v, spread: product(p, v, spread, None, None, sum_of=sum_of)[0]
 
-    by_cuda, by_default = with_sum(_sum_for_each), with_sum(_sum)
+    by_cuda, by_default = with_sum(_sum_for_each), with_sum(class_sum)
     return lax.platform_dependent(p, v, spread, cuda=by_cuda, default=by_default), None
 
 
@@ -199,8 +201,17 @@ def jacobian_product(
 _Sum = Callable[[Array, ClassAxis], Array]
 
 
-def _sum(terms: Array, axis: ClassAxis) -> Array:
+def class_sum(terms: Array, axis: ClassAxis) -> Array:
+    """The sum over the classes."""
+    if axis == ClassAxis(terms.ndim - 1) and terms.shape[-1] <= _FEW:
+        # XLA's sum on the CPU is made for long rows.
+        return lax.platform_dependent(terms, cpu=_product_with_ones, default=axis.sum)
     return axis.sum(terms)
+
+
+def _product_with_ones(terms: Array) -> Array:
+    ones = jnp.ones(terms.shape[-1:], terms.dtype)
+    return jnp.matmul(terms, ones, precision=lax.Precision.HIGHEST)
 
 
 def _sum_for_each(terms: Array, axis: ClassAxis) -> Array:
@@ -224,7 +235,7 @@ def _jacobian_product(
         of_row = of_row.astype(dtype)
         return of_row if of_row.ndim == p.ndim else axis.expand(of_row)
 
-    def total(terms: Iterable[Array]) -> Array:
+    def over_all(terms: Iterable[Array]) -> Array:
         of_classes, *of_sink = terms
         sums = sum_of(of_classes, axis), *(term.squeeze(axis.position) for term in of_sink)
         return functools.reduce(jnp.add, sums)
@@ -234,11 +245,11 @@ def _jacobian_product(
     if p_sink is not None and v_sink is not None:
         ps, vs = [*ps, across(p_sink)], [*vs, across(v_sink)]
     minus_weights = [_minus_anchor(p, across(spread)) for p in ps]
-    minus_centre = total(map(jnp.multiply, minus_weights, vs))
+    minus_centre = over_all(map(jnp.multiply, minus_weights, vs))
     us = [v + across(minus_centre) for v in vs]
-    minus_mean = total(-p * u for p, u in zip(ps, us, strict=True))
+    minus_mean = over_all(-p * u for p, u in zip(ps, us, strict=True))
     products = [p * (u + across(minus_mean)) for p, u in zip(ps, us, strict=True)]
-    excess = total(products)
+    excess = over_all(products)
     if free:
         missing = defect(ps[0], axis)
         missing = missing if minus_mean.ndim < p.ndim else across(missing)
