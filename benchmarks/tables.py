@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_WIDTH = 160  # in a narrower console rich would cut the ratios
+_WIDTH = 400  # in a narrower console rich would cut the ratios
 _RICH = importlib.util.find_spec("rich") is not None
 
 

@@ -20,6 +20,7 @@ SCALE = np.full((ROWS, 1), 1.5)
 explicit_axes = pytest.mark.skipif(
     not hasattr(jax.sharding, "auto_axes"), reason="jax before 0.7 has no explicit axes"
 )
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
 KINDS = [AxisType.Auto, pytest.param(AxisType.Explicit, marks=explicit_axes)]
 
 FUNCTIONS = {
@@ -52,7 +53,7 @@ def in_every_mode(fun):
 
 
 def compiled(fun, mesh, *args):
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         return jax.jit(fun).lower(*args).compile()
 
 
@@ -148,7 +149,7 @@ def test_transformations_along_explicit_axes(name):
     fun = TRANSFORMED[name]
     mesh = mesh_of(AxisType.Explicit, rows=2, classes=4)
     args = placed(mesh, X, "rows", "classes"), placed(mesh, LABELS, "rows")
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         found = fun(*args)
     assert_close(found, fun(X, LABELS))
 
