@@ -219,11 +219,12 @@ def test_differentiated_within_shard_map(name):
     assert_close(found, (value, gradients))
 
 
+@pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev, jax.hessian])
-def test_whole_jacobians(derivative):
-    fun = lambda x, **kw: jaxsoft.cross_entropy(x, LABELS % N, **OPTIONS, **kw)
-    sharded = divided(fun, mesh_of(v=8), (ALONG,), P())
-    assert_close(jax.jit(derivative(sharded))(X), jax.jit(derivative(fun))(X))
+def test_whole_jacobians(derivative, devices):
+    fun, specs, out, args = FUNCTIONS["cross_entropy"]
+    sharded = divided(fun, mesh_of(v=devices), specs, out)
+    assert_close(jax.jit(derivative(sharded))(*args), jax.jit(derivative(fun))(*args))
 
 
 @since(0, 8)
