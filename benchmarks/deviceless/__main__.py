@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxsoft
-from benchmarks.__main__ import Grid, markdown, plain
 from benchmarks.deviceless.devices import DEVICES, Device, MissingPlugin
 from benchmarks.deviceless.hlo import Traffic, traffic
 from benchmarks.deviceless.programs import LAYERS, ROWS, Build, Comparison, Size, rows_and_classes
+from benchmarks.tables import Grid, markdown, plain
 
 ROW_SIZES: tuple[Size, ...] = ((8192, 1024), (4096, 16_384), (1024, 50_304), (512, 131_072))
 LAYER_SIZES: tuple[Size, ...] = ((8192, 2048, 50_304), (4096, 4096, 131_072))
@@ -96,7 +96,7 @@ def grid(
                 costs.append(measure(device, build, size, dtype, path))
             rows.append((comparison.name, who, f"{costs[0].floor:.1f}", *map(str, costs)))
     title = f"{device.name}, {dtype}"
-    return Grid(title, (title, "", "floor", *map(_shown, sizes)), tuple(rows))
+    return Grid((title, "", "floor", *map(_shown, sizes)), tuple(rows))
 
 
 def _shown(size: Size) -> str:
