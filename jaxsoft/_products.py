@@ -1,8 +1,10 @@
 """Products with softmax's Jacobian, and its entries, from probabilities that exist already."""
 
+import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
@@ -84,16 +86,35 @@ def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -
     v = _checks.floating(function, argument, v)
     axes = _checks.axes(function, axis, p.ndim)
     v = _checks.broadcast(function, argument, v, p.shape, "the shape of p")
-    return _free_product(p, v, axes=axes) if p.size else p
+    return _product_along(p, v, axes=axes) if p.size else p
 
 
 @_sharding.program(static=("axes",), places=_sharding.as_given)
-def _free_product(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
+def _product_along(p: Array, v: Array, *, axes: tuple[int, ...]) -> Array:
     shape, axis = p.shape, ClassAxis(_axes.merged_axis(p.ndim, axes))
-    p, v = _axes.merge_axes(p, axes), _axes.merge_axes(v, axes)
+    product = _free_product(_axes.merge_axes(p, axes), _axes.merge_axes(v, axes), axis)
+    return _axes.unmerge_axes(product, axes, shape)
+
+
+# What counts for the derivative alone, p being free, is 0 in the value: left out of that, it costs
+# nothing there.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _free_product(p: Array, v: Array, axis: ClassAxis) -> Array:
+    return _product_of(p, v, axis, free=False)
+
+
+@_free_product.defjvp
+def _free_product_jvp(
+    axis: ClassAxis, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    formula = functools.partial(_product_of, axis=axis, free=True)
+    return _free_product(*primals, axis), jax.jvp(formula, primals, tangents)[1]
+
+
+def _product_of(p: Array, v: Array, axis: ClassAxis, *, free: bool) -> Array:
     spread = undominated(jnp.max(lax.stop_gradient(p), axis.position))
-    product, _ = jacobian_product(p, v, axis, spread, free=True)
-    return _axes.unmerge_axes(product.astype(p.dtype), axes, shape)
+    product, _ = jacobian_product(p, v, axis, spread, free=free)
+    return product.astype(p.dtype)
 
 
 def softmax_derivative(
