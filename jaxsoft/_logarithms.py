@@ -106,16 +106,16 @@ def _log_probabilities_fwd(
 
 
 def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, sink, row = _apart(residuals)
+    z, sink, row = residuals
+    row = _apart(row)
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
     p_sink = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
-    y_bar = jnp.where(z == -jnp.inf, 0, cotangent)
+    y_bar = _apart(jnp.where(z == -jnp.inf, 0, cotangent))
     top, below = _above_half(p)
     own = top * y_bar
     own, others = _apart((class_sum(own, axis), class_sum(y_bar - own, axis)))
     z_bar = y_bar * (below + top * _rest_of_largest(p, row, axis))
     z_bar -= p * (axis.expand(others) + below * axis.expand(own))
-    z_bar = jnp.where(z == -jnp.inf, 0, z_bar)
     sink_bar = None if p_sink is None else -p_sink * (own + others)
     return z_bar, _mesh.shares(sink_bar, z, axis.mesh), None
 
