@@ -1,5 +1,6 @@
 """Validation at the public boundary: every error message of the array functions."""
 
+import functools
 import math
 import operator
 from collections.abc import Hashable, Sequence
@@ -31,7 +32,7 @@ def array(function: str, argument: str, value: Any) -> Array:
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV":
             raise TypeError(f"{function}: {argument} must be numeric, got dtype {value.dtype}")
         value = jnp.asarray(value)
-    if not (jnp.issubdtype(value.dtype, jnp.floating) or is_discrete(value)):
+    if not (_is_kind(value.dtype, jnp.floating) or is_discrete(value)):
         raise TypeError(f"{function}: {argument} must be real, got dtype {value.dtype}")
     return value
 
@@ -44,13 +45,21 @@ def floating(function: str, argument: str, value: Any) -> Array:
 
 def is_discrete(value: Array) -> bool:
     """Whether the array holds integers or booleans."""
-    return jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_
+    return _is_kind(value.dtype, jnp.integer) or _is_kind(value.dtype, jnp.bool_)
+
+
+# JAX's own test is slow beside a call that is compiled already.
+@functools.cache
+def _is_kind(dtype: Any, kind: Any) -> bool:
+    return jnp.issubdtype(dtype, kind)
 
 
 def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """Returns the axes as non-negative numbers, in the order given."""
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     given: tuple[int, ...]
     try:
         given = (operator.index(axis),)
@@ -176,7 +185,7 @@ def broadcast(
         raise ValueError(
             f"{function}: {argument} must broadcast to {shape} ({wanted}), got {value.shape}"
         )
-    return jnp.broadcast_to(value, shape)
+    return value if value.shape == shape else jnp.broadcast_to(value, shape)
 
 
 def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...], of: str) -> None:
