@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array
 
 import jaxsoft
 from benchmarks.tables import Grid
-from jaxsoft._demo.timing import Timing, timing
+from jaxsoft._demo.timing import Timing, timings
 
 Axis = int | tuple[int, ...]
 Computation = Callable[[Array, Array, Array, Axis], Any]  # of logits, a cotangent, labels, an axis
@@ -54,12 +54,15 @@ class Quantity:
         peer: how jax.nn, optax or the textbook does.
         arrays: how many arrays of the size of the logits it reads and writes at least.
         tuples: whether the peer takes several axes.
+        bare: the shortest formula, which loses the digits of what is nearly certain; to tell what
+            the others cost.
     """
 
     own: Computation
     peer: Computation
     arrays: int
     tuples: bool = True
+    bare: Computation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,13 @@ class Cell:
         if not self.jitted:
             return f"{self.dtype}, without jax.jit"
         return f"{self.dtype}, {'last' if self.axis == -1 else 'other'} axis"
+
+
+class Measured(NamedTuple):
+    """The time of one cell, and that of the bare formula, if there is one, against the peer."""
+
+    own: Timing
+    bare: Timing | None = None
 
 
 # ----------------------------------------------------------------------------------- quantities
@@ -121,6 +131,33 @@ def _product(product: Callable[..., Array]) -> Computation:
     return lambda p, g, labels, axis: product(p, g, axis)
 
 
+def _bare_softmax_and_vjp(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
+    p = jax.nn.softmax(x, axis)
+    product = _textbook(p.astype(jnp.float32), g.astype(jnp.float32), axis)
+    return p, product.astype(x.dtype)
+
+
+def _bare_loss(x: Array, g: Array, labels: Array, axis: Axis) -> Array:
+    return _bare_loss_and_exponentials(x, labels, axis)[0]
+
+
+def _bare_loss_and_gradient(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
+    loss, exponentials, total = _bare_loss_and_exponentials(x, labels, axis)
+    p = exponentials / total
+    return loss, (p - jax.nn.one_hot(labels, x.shape[axis], axis=axis)).astype(x.dtype)
+
+
+def _bare_loss_and_exponentials(
+    x: Array, labels: Array, axis: Axis
+) -> tuple[Array, Array, Array]:
+    z = x.astype(jnp.float32)
+    top = jnp.max(z, axis, keepdims=True)
+    exponentials = jnp.exp(z - top)
+    total = jnp.sum(exponentials, axis, keepdims=True)
+    at_label = jnp.take_along_axis(z, jnp.expand_dims(labels, axis), axis)
+    return ((top - at_label) + jnp.log(total)).squeeze(axis), exponentials, total
+
+
 _peer_loss = optax.softmax_cross_entropy_with_integer_labels
 _own_loss = jaxsoft.cross_entropy
 FROM_P = "VJP from p"
@@ -130,15 +167,22 @@ QUANTITIES = {
     "log_softmax": Quantity(_forward(jaxsoft.log_softmax), _forward(jax.nn.log_softmax), 2),
     "logsumexp": Quantity(_forward(jaxsoft.logsumexp), _forward(jax.nn.logsumexp), 1),
     "softmax + VJP": Quantity(
-        _forward_and_vjp(jaxsoft.softmax), _forward_and_vjp(jax.nn.softmax), 4
+        _forward_and_vjp(jaxsoft.softmax),
+        _forward_and_vjp(jax.nn.softmax),
+        4,
+        bare=_bare_softmax_and_vjp,
     ),
     "log_softmax + VJP": Quantity(
         _forward_and_vjp(jaxsoft.log_softmax), _forward_and_vjp(jax.nn.log_softmax), 4
     ),
     FROM_P: Quantity(_product(jaxsoft.softmax_vjp), _product(_textbook), 3),
-    "loss": Quantity(_loss(_own_loss), _loss(_peer_loss), 1, tuples=False),
+    "loss": Quantity(_loss(_own_loss), _loss(_peer_loss), 1, tuples=False, bare=_bare_loss),
     "loss + gradient": Quantity(
-        _loss_and_gradient(_own_loss), _loss_and_gradient(_peer_loss), 2, tuples=False
+        _loss_and_gradient(_own_loss),
+        _loss_and_gradient(_peer_loss),
+        2,
+        tuples=False,
+        bare=_bare_loss_and_gradient,
     ),
 }
 
@@ -159,7 +203,7 @@ def cells(*, quick: bool) -> list[Cell]:
     return compiled + [Cell(name, EAGER, -1, "float32", jitted=False) for name in QUANTITIES]
 
 
-def measure(cell: Cell, seconds: float, seed: int) -> Timing:
+def measure(cell: Cell, seconds: float, seed: int) -> Measured:
     """Times one cell for about `seconds`, after compilation."""
     quantity = QUANTITIES[cell.quantity]
 
@@ -167,8 +211,13 @@ def measure(cell: Cell, seconds: float, seed: int) -> Timing:
         program = lambda x, g, labels: computation(x, g, labels, cell.axis)
         return jax.jit(program) if cell.jitted else program
 
-    own, peer = at(quantity.own), at(quantity.peer)
-    return timing(own, peer, arguments(cell, seed), rounds=_LEAST_ROUNDS, seconds=seconds)
+    programs = [at(quantity.own)]
+    if quantity.bare is not None and cell.jitted:
+        programs.append(at(quantity.bare))
+        seconds *= 1.5
+    peer, args = at(quantity.peer), arguments(cell, seed)
+    timed = timings(programs, peer, args, rounds=_LEAST_ROUNDS, seconds=seconds)
+    return Measured(*timed)
 
 
 def arguments(cell: Cell, seed: int) -> tuple[Array, Array, Array]:
@@ -234,6 +283,6 @@ def ratio(timed: Timing) -> str:
     return f"{timed.ratio:.2f} ({timed.low:.2f}–{timed.high:.2f})"
 
 
-def geometric_mean(timings: Any) -> float:
+def geometric_mean(timings: Iterable[Timing]) -> float:
     """The geometric mean of the ratios."""
     return statistics.geometric_mean(timed.ratio for timed in timings)

@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 
-from benchmarks.speed import FROM_P, Cell, geometric_mean
+from benchmarks.speed import FROM_P, Cell, Measured, geometric_mean
 from benchmarks.tables import Grid
 from jaxsoft._demo.timing import Timing
 
 LIMIT = 1.05  # of the time of the peer, in any cell
+BARE = "bare formula"
 _WORST = 12  # so many cells over the limit are named
 
 
@@ -25,11 +26,11 @@ class Target:
     quantity: str | None
     wanted: float
 
-    def timings(self, timings: Mapping[Cell, Timing]) -> list[Timing]:
+    def chosen(self, measured: Mapping[Cell, Measured]) -> list[Measured]:
         """Those that count for it."""
         return [
-            timed
-            for cell, timed in timings.items()
+            found
+            for cell, found in measured.items()
             if cell.table == self.table and self.quantity in (None, cell.quantity)
         ]
 
@@ -43,23 +44,35 @@ TARGETS = (
 )
 
 
-def verdicts(timings: Mapping[Cell, Timing]) -> Grid:
+def verdicts(measured: Mapping[Cell, Measured]) -> Grid:
     """Every target with what was measured."""
     rows = []
     for target in TARGETS:
-        found = target.timings(timings)
+        found = target.chosen(measured)
         if found:
             name = f"{target.quantity or 'all'}: {target.table}"
-            rows.append((name, *_verdict(geometric_mean(found), target.wanted)))
-    ratios = _of_libraries(timings).values()
-    rows.append((f"the slowest of {len(ratios)} cells", *_verdict(max(ratios), LIMIT)))
-    return Grid(("time / peer, geometric mean", "wanted", "measured", ""), tuple(rows))
+            mean = geometric_mean(one.own for one in found)
+            rows.append((name, *_verdict(mean, target.wanted), *_bounds(found)))
+    ratios = _of_libraries({cell: found.own for cell, found in measured.items()}).values()
+    last = f"the slowest of {len(ratios)} cells"
+    rows.append((last, *_verdict(max(ratios), LIMIT), "–", "–"))
+    columns = "time / peer, geometric mean", "wanted", "measured", "", BARE, "the faster of both"
+    return Grid(columns, tuple(rows))
 
 
 def _verdict(measured: float, wanted: float) -> tuple[str, str, str]:
     met = measured <= wanted
     missed = f"missed by {100 * (measured / wanted - 1):.0f} %"
     return f"≤ {wanted}", f"{measured:.2f}", "met" if met else missed
+
+
+def _bounds(found: list[Measured]) -> tuple[str, str]:
+    """The mean of the bare formula, and that of the faster one at each size."""
+    if any(one.bare is None for one in found):
+        return "–", "–"
+    pairs = [(one.own, one.bare) for one in found if one.bare is not None]
+    faster = geometric_mean(min(pair, key=lambda timed: timed.ratio) for pair in pairs)
+    return f"{geometric_mean(bare for _, bare in pairs):.2f}", f"{faster:.2f}"
 
 
 def over(timings: Mapping[Cell, Timing]) -> Grid:
