@@ -147,9 +147,7 @@ def _bare_loss_and_gradient(x: Array, g: Array, labels: Array, axis: Axis) -> tu
     return loss, (p - jax.nn.one_hot(labels, x.shape[axis], axis=axis)).astype(x.dtype)
 
 
-def _bare_loss_and_exponentials(
-    x: Array, labels: Array, axis: Axis
-) -> tuple[Array, Array, Array]:
+def _bare_loss_and_exponentials(x: Array, labels: Array, axis: Axis) -> tuple[Array, Array, Array]:
     z = x.astype(jnp.float32)
     top = jnp.max(z, axis, keepdims=True)
     exponentials = jnp.exp(z - top)
