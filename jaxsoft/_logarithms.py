@@ -111,12 +111,14 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
     p_sink = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
     y_bar = _apart(jnp.where(z == -jnp.inf, 0, cotangent))
-    top, below = _above_half(p)
-    own = top * y_bar
-    own, others = _apart((class_sum(own, axis), class_sum(y_bar - own, axis)))
-    z_bar = y_bar * (below + top * _rest_of_largest(p, row, axis))
-    z_bar -= p * (axis.expand(others) + below * axis.expand(own))
-    sink_bar = None if p_sink is None else -p_sink * (own + others)
+    minus = minus_top(p)
+    below = 1 + minus
+    minus_own = minus * y_bar
+    others = class_sum(y_bar + minus_own, axis)
+    minus_own, others = _apart((class_sum(minus_own, axis), others))
+    z_bar = y_bar * jnp.maximum(below, _rest_of_largest(p, row, axis))
+    z_bar -= p * (axis.expand(others) - below * axis.expand(minus_own))
+    sink_bar = None if p_sink is None else p_sink * (minus_own - others)
     return z_bar, _mesh.shares(sink_bar, z, axis.mesh), None
 
 
@@ -133,20 +135,27 @@ def _apart(arrays: Any) -> Any:
 
 def complement(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:
     """1 - p, as rest / Z for a class above 1/2."""
-    top, below = _above_half(p)
-    return below * (1 - p) + top * _rest_of_largest(p, row, axis)
-
-
-# Arithmetic rather than a selection, as in `jacobian_product`.
-def _above_half(p: Array) -> tuple[Array, Array]:
-    """1 for a class above 1/2, and 1 for the others."""
-    minus = minus_top(p)
-    return -minus, 1 + minus
+    # Arithmetic rather than a selection, as in `jacobian_product`.
+    return jnp.maximum((1 + minus_top(p)) * (1 - p), _rest_of_largest(p, row, axis))
 
 
 def _rest_of_largest(p: Array, row: _rows.Row, axis: ClassAxis) -> Array:
-    """rest / Z, with the derivative of 1 - p."""
-    return axis.expand(row.rest * row.largest) + (lax.stop_gradient(p) - p)
+    """rest / Z, and 0 in a row without a class above 1/2, with the derivative of 1 - p."""
+    largest = row.largest
+    rest = row.rest * largest * jnp.ceil(largest - 0.5)
+    return _as_complement(axis.expand(_mesh.copied(rest, p, axis.mesh)), p)
+
+
+@jax.custom_jvp
+def _as_complement(of_row: Array, p: Array) -> Array:
+    return jnp.broadcast_to(of_row, p.shape)
+
+
+@_as_complement.defjvp
+def _as_complement_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    return _as_complement(*primals), -tangents[1]
 
 
 def logsumexp(

@@ -25,6 +25,7 @@ from jaxsoft._logits import LONG, Logits
 ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
 _SHORT = 16  # the length of a short row
 _SCATTERED = 64  # rows with more classes than this share their exponentials
+_MANY = 4096  # rows: on the CPU XLA leaves out of a kernel what has fewer entries than this
 _CACHE = 2**25  # bytes
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
 
@@ -171,7 +172,7 @@ def _shared(z: Array, axis: int) -> bool:
     """Whether the sum and the derivative of rows with a label share their exponentials on a CPU."""
     # Short rows are faster without a scatter, and what does not fit the cache is computed again in
     # less time than it is written and read.
-    return _SCATTERED < z.shape[axis] <= LONG and z.size * z.dtype.itemsize <= _CACHE
+    return _SCATTERED < z.shape[axis] <= LONG and _nbytes(z) < _CACHE
 
 
 # A selection would be fused into the sum and into the derivative, and take the exponentials twice.
@@ -220,27 +221,33 @@ def _divided_sum(
     z: Float[Array, "..."], top: Float[Array, "..."], axis: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Σ exp(z_j - m) without the maxima, and their number: a difference of sums would cancel."""
-    n, chunks = z.shape[axis], _chunk_count(z.shape[axis])
+    n = z.shape[axis]
+    rows = z.size // n
+    few = 1 < rows < _MANY  # one row may be many, of a `jax.vmap`
+    chunks = _chunk_count(n) if n > LONG or (few and _nbytes(z) >= _CACHE) else 1
+    if chunks > 1:
+        return _divided_sum_of_chunks(z, top, axis, chunks)
+    exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+    terms, ones = _parts(exponentials)
     if n <= _SHORT:
         # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way.
-        terms, ones = _parts(jnp.exp(z - jnp.expand_dims(top, axis)))
         zero = jnp.zeros((), z.dtype)
         add = lambda a, b: (a[0] + b[0], a[1] + b[1])
         rest, ties = lax.reduce((terms, ones), (zero, zero), add, (axis,))
         return rest, ties
-    if chunks == 1:
-        exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
-        terms, ones = _parts(exponentials)
-        if axis < z.ndim - 1:
-            # Two sums along another axis than the last share what they read if one is of the
-            # exponentials themselves. Their difference is a whole number up to a rounding that
-            # matters only beside millions of terms.
-            rest = jnp.sum(terms, axis)
-            return rest, jnp.round(jnp.sum(exponentials, axis) - rest)
-        return _sum(terms, axis), _sum(ones, axis)
-    # All but one chunk are summed as they are. The one with the largest sum has the maximum if all
-    # others together are less than 1, and if they are more, then a 1 that is subtracted from it
-    # cancels nothing.
+    if few or axis < z.ndim - 1:
+        # Where XLA makes two kernels of two sums, they share what they read if one is of the
+        # exponentials themselves. The difference is a whole number up to a rounding that matters
+        # only beside millions of terms.
+        rest = jnp.sum(terms, axis)
+        return rest, jnp.round(jnp.sum(exponentials, axis) - rest)
+    return _sum(terms, axis), _sum(ones, axis)
+
+
+# All but one chunk are summed as they are. The one with the largest sum has the maximum if all
+# others together are less than 1, and if they are more, then a 1 that is subtracted from it cancels
+# nothing.
+def _divided_sum_of_chunks(z: Array, top: Array, axis: int, chunks: int) -> tuple[Array, Array]:
     z = _chunked(z, axis, chunks)
     sums = jnp.sum(jnp.exp(z - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
     largest = jnp.argmax(sums, axis)
@@ -251,8 +258,8 @@ def _divided_sum(
     return others + rest, ties
 
 
-# On the CPU XLA has one kernel for both sums, without an array in memory between, if it knows where
-# they start. A 0 that the program has elsewhere too becomes an argument of the kernel; -0 is as
+# On the CPU XLA has one kernel for both sums of many rows, without an array in memory between, if it
+# knows where they start. A 0 that the program has elsewhere too becomes an argument of the kernel; -0 is as
 # neutral, and hardly ever elsewhere.
 def _sum(terms: Array, axis: int) -> Array:
     return lax.reduce(terms, jnp.asarray(-0.0, terms.dtype), lax.add, (axis,))
@@ -328,8 +335,15 @@ def _chunked(z: Array, axis: int, chunks: int) -> Array:
     return z.reshape(*z.shape[:axis], chunks, z.shape[axis] // chunks, *z.shape[axis + 1 :])
 
 
+def _nbytes(z: Array) -> int:
+    return z.size * z.dtype.itemsize
+
+
 @functools.cache
 def _chunk_count(n: int) -> int:
-    """Into how many equal chunks a row of n is summed: near 128 if n is large and divisible."""
-    divisors = [k for k in range(8, 1025) if n % k == 0] if n > LONG else []
-    return min(divisors, key=lambda k: max(k / 128, 128 / k), default=1)
+    """Into how many equal chunks a row of n is summed: near √n, if n has such a divisor.
+
+    Then the sums that are looked through are as many as the entries that are read twice.
+    """
+    divisors = [k for k in range(8, 1025) if n % k == 0]
+    return min(divisors, key=lambda k: max(k / math.sqrt(n), math.sqrt(n) / k), default=1)
