@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
+from jaxsoft import _rows
 from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, EPS, Exact, rows
 
@@ -134,6 +135,25 @@ def test_cross_entropy(case):
         for loss, gradient in eager_and_jitted(loss_and_gradient, exact.row, label):
             within(error_in_eps(loss, -exact.log_p[label], dtype=dtype), loss_limit)
             within(error_in_eps(gradient, expected), bound(dtype, 8, gaps))
+
+
+# On a CPU the sums of many rows are made otherwise than those of a few, and of large arrays again.
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize(("repeats", "large"), [(1, False), (1400, False), (2, True)])
+def test_however_many_rows_there_are(dtype, repeats, large, monkeypatch):
+    exact = [exact_row(dtype, name) for name in ("random n=1000", "all tied", "saturated n=1000")]
+    x = np.tile([one.row for one in exact], (repeats, 1))
+    labels = np.argmax(x, -1)
+    if large:
+        monkeypatch.setattr(_rows, "_CACHE", 0)
+    log_p, loss = jaxsoft.log_softmax(x), jaxsoft.cross_entropy(x, labels)
+    lse = jaxsoft.logsumexp(x, -1)
+    for i, one in enumerate(exact):
+        limit = bound(dtype, 6, one.gaps.max())
+        expected = one.rounded(one.log_p)
+        within(error_in_eps(log_p[i :: len(exact)], np.tile(expected, (repeats, 1))), limit)
+        within(error_in_eps(loss[i :: len(exact)], np.full(repeats, -expected[labels[i]])), limit)
+        within(error_in_eps(lse[i :: len(exact)], np.full(repeats, float(one.logsumexp))), 3)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
