@@ -259,8 +259,8 @@ def _divided_sum_of_chunks(z: Array, top: Array, axis: int, chunks: int) -> tupl
 
 
 # On the CPU XLA has one kernel for both sums of many rows, without an array in memory between, if
-# it knows where they start. A 0 that the program has elsewhere too becomes an argument of the kernel;
-# -0 is as neutral, and hardly ever elsewhere.
+# it knows where they start. A 0 that the program has elsewhere too becomes an argument of the
+# kernel; -0 is as neutral, and hardly ever elsewhere.
 def _sum(terms: Array, axis: int) -> Array:
     return lax.reduce(terms, jnp.asarray(-0.0, terms.dtype), lax.add, (axis,))
 
