@@ -27,9 +27,11 @@ _WHY = """Why what is missed is missed, as far as it is known of a CPU:
 - The time of large arrays is that of memory, and of page faults for what is returned: the same for
   all who return the same arrays. What can be gained is what the peer keeps in between.
 - A sum that keeps the largest exponential apart is two sums. XLA makes one kernel of both, but that
-  takes longer than the single sum of the peer where the arrays fit the cache; and an exact 1 − p
-  takes one sum more in the VJP of log_softmax. This is the price of the digits in the table of
-  accuracy.
+  takes longer than the single sum of the peer where the arrays fit the cache. An exact 1 − p takes
+  one sum more in the VJP of log_softmax, and two more in that of softmax. This is the price of the
+  digits in the table of accuracy, and a cell where it is paid in full is not under 1.05.
+- Without jax.jit some µs of a call go into the checks of its arguments. `jax.nn.log_softmax` is one
+  compiled call without any; the other peers are several.
 - In 16-bit types jaxsoft computes in float32 and rounds once. A peer that computes in 16 bits is
   faster at some sizes, and wrong by several eps. Of long bfloat16 rows XLA makes one kernel of a
   single sum; for two, or for sums of parts of a row, it writes the float32 logits to memory first.
