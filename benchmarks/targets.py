@@ -8,7 +8,6 @@ from benchmarks.tables import Grid
 from jaxsoft._demo.timing import Timing
 
 LIMIT = 1.05  # of the time of the peer, in any cell
-BARE = "bare formula"
 _WORST = 12  # so many cells over the limit are named
 
 
@@ -56,7 +55,8 @@ def verdicts(measured: Mapping[Cell, Measured]) -> Grid:
     ratios = _of_libraries({cell: found.own for cell, found in measured.items()}).values()
     last = f"the slowest of {len(ratios)} cells"
     rows.append((last, *_verdict(max(ratios), LIMIT), "–", "–"))
-    columns = "time / peer, geometric mean", "wanted", "measured", "", BARE, "the faster of both"
+    of_bounds = "bare formula", "the faster of both"
+    columns = "time / peer, geometric mean", "wanted", "measured", "", *of_bounds
     return Grid(columns, tuple(rows))
 
 
@@ -68,11 +68,12 @@ def _verdict(measured: float, wanted: float) -> tuple[str, str, str]:
 
 def _bounds(found: list[Measured]) -> tuple[str, str]:
     """The mean of the bare formula, and that of the faster one at each size."""
-    if any(one.bare is None for one in found):
+    bare = [one.bare for one in found if one.bare is not None]
+    if len(bare) < len(found):
         return "–", "–"
-    pairs = [(one.own, one.bare) for one in found if one.bare is not None]
-    faster = geometric_mean(min(pair, key=lambda timed: timed.ratio) for pair in pairs)
-    return f"{geometric_mean(bare for _, bare in pairs):.2f}", f"{faster:.2f}"
+    pairs = zip((one.own for one in found), bare, strict=True)
+    faster = (min(pair, key=lambda timed: timed.ratio) for pair in pairs)
+    return f"{geometric_mean(bare):.2f}", f"{geometric_mean(faster):.2f}"
 
 
 def over(timings: Mapping[Cell, Timing]) -> Grid:

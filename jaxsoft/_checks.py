@@ -58,7 +58,7 @@ def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """Returns the axes as non-negative numbers, in the order given."""
     if axis is None:
         return tuple(range(ndim))
-    if type(axis) is int and -ndim <= axis < ndim:
+    if type(axis) is int and -ndim <= axis < ndim:  # the usual case, at once
         return (axis % ndim,)
     given: tuple[int, ...]
     try:
@@ -242,7 +242,7 @@ def segments(function: str, ids: Any, count: Any, n: int) -> tuple[Array, int]:
 def classes(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:
     """Returns class ids broadcast to `shape`; those given as one number must lie in [0, n)."""
     ids = array(function, argument, value)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
+    if not _is_kind(ids.dtype, jnp.integer):
         raise TypeError(f"{function}: {argument} must be an integer, got dtype {ids.dtype}")
     if isinstance(value, (int, np.integer)) and not 0 <= value < n:
         raise ValueError(f"{function}: {argument} must lie in [0, {n}), got {value}")
@@ -271,7 +271,7 @@ def labels(function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int
 def class_ids(function: str, argument: str, value: Any, shape: tuple[int, ...], of: str) -> Array:
     """Returns class ids of the given shape."""
     ids = array(function, argument, value)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
+    if not _is_kind(ids.dtype, jnp.integer):
         raise TypeError(f"{function}: {argument} must be integers, got dtype {ids.dtype}")
     same_shape(function, argument, ids, shape, of)
     return wide_integer(ids)

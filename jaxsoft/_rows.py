@@ -172,7 +172,7 @@ def _shared(z: Array, axis: int) -> bool:
     """Whether the sum and the derivative of rows with a label share their exponentials on a CPU."""
     # Short rows are faster without a scatter, and what does not fit the cache is computed again in
     # less time than it is written and read.
-    return _SCATTERED < z.shape[axis] <= LONG and _nbytes(z) < _CACHE
+    return _SCATTERED < z.shape[axis] <= LONG and z.nbytes < _CACHE
 
 
 # A selection would be fused into the sum and into the derivative, and take the exponentials twice.
@@ -224,7 +224,7 @@ def _divided_sum(
     n = z.shape[axis]
     rows = z.size // n
     few = 1 < rows < _MANY  # one row may be many, of a `jax.vmap`
-    chunks = _chunk_count(n) if n > LONG or (few and _nbytes(z) >= _CACHE) else 1
+    chunks = _chunk_count(n) if n > LONG or (few and z.nbytes >= _CACHE) else 1
     if chunks > 1:
         return _divided_sum_of_chunks(z, top, axis, chunks)
     exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
@@ -333,10 +333,6 @@ def difference(
 
 def _chunked(z: Array, axis: int, chunks: int) -> Array:
     return z.reshape(*z.shape[:axis], chunks, z.shape[axis] // chunks, *z.shape[axis + 1 :])
-
-
-def _nbytes(z: Array) -> int:
-    return z.size * z.dtype.itemsize
 
 
 @functools.cache
