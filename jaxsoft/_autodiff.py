@@ -146,5 +146,39 @@ def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
     return linear(x)
 
 
+def linear_pair(
+    fun: Callable[[PyTree], PyTree], times: int = 1
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    """A linear function, and the identity, stated to be transposes of each other.
+
+    They are so within a product of linear functions from `fun` to the identity, where the
+    transpose of `fun` would change nothing but the rounding.
+
+    Args:
+        fun: a linear function from pytrees to pytrees of the same form, which JAX need not be able
+            to transpose. What it closes over is a constant.
+        times: the transpose of `fun` is so many times the identity.
+    """
+    # The only linear function with a stated transpose that JAX can batch is the solution of a
+    # linear equation. The equation, by which it would be differentiated, has no parameters here.
+    solution = functools.partial(jax.lax.custom_linear_solve, lambda x: x)
+
+    def apply(_: Any, x: PyTree) -> PyTree:
+        return fun(x)
+
+    def leave(_: Any, x: PyTree) -> PyTree:
+        return x
+
+    def apply_part(_: Any, x: PyTree) -> PyTree:
+        return fun(jax.tree.map(lambda leaf: leaf / times, x))
+
+    def multiply(_: Any, x: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: times * leaf, x)
+
+    begin = functools.partial(solution, solve=apply, transpose_solve=multiply)
+    end = functools.partial(solution, solve=leave, transpose_solve=apply_part)
+    return begin, end
+
+
 def _is_inexact(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)

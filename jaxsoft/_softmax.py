@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
-from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._autodiff import jvp_from_vjp, linear_pair
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
@@ -153,12 +153,13 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 # -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which also takes a
 # common offset out of v before it can round, and mends a Σp that is not quite 1. This is
 # P = 1 - 1 wᵀ with w = one-hot(k) or p, put together by arithmetic rather than by selection, so
-# that XLA makes one kernel of it all on the CPU.
+# that XLA makes one kernel of it all on the CPU. Signs are taken on the weights: a sum that is
+# negated falls out of the kernel.
 #
-# The transpose of all this is the forward rule, and it too has to begin with a subtraction where a
-# p_k exceeds 1/2. So the product ends with that subtraction transposed: -e_k Σ_i (J v)_i, which is
-# a rounding error, for J's columns sum to 0. In other rows it would only add that error. Signs are
-# taken on the weights: a sum that is negated falls out of the kernel.
+# The forward rule is the transpose of all this, and has to begin with P as well. As J = Pᵀ J P, the
+# product would have to end with Pᵀ. But Pᵀ y = y - w Σy, and J's columns sum to 0: it does nothing
+# but what P does for the transpose. So the end is stated as what it is, nothing, with P as its
+# transpose; and nothing is the transpose of P. What JAX transposes is then the same program again.
 def jacobian_product(
     p: Array,
     v: Array,
@@ -179,11 +180,17 @@ def jacobian_product(
         spread: for each row `undominated` of its largest probability.
         p_sink: the probability of the sink, if there is one.
         v_sink: the entry of v for the sink.
-        free: whether p is differentiated as a free argument. Of any p the product is
-            p ∘ (u - ⟨p, u⟩ + c (1 - Σp)), with a last term that is 0 for probabilities while its
-            derivative is not. With p from logits the derivative is 0 too, for Σ dp = 0.
+        free: whether p, without a sink, is differentiated as a free argument. With s = Σp any p is
+            s times probabilities q, and the product is s² J_q v + (1 - s) p ∘ v. For probabilities
+            s is 1 while its derivative is not. With p from logits that is 0 too, for Σ dp = 0.
     """
-    product = functools.partial(_jacobian_product, axis=axis, free=free)
+    if free:
+        s = 1 - axis.expand(defect(p, axis))
+        product, _ = jacobian_product(p / s, v, axis, spread)
+        return s * s * product + (1 - s) * p * v, None
+    if p_sink is None and axis.mesh is None and p.shape[axis.position] <= _FEW:
+        return _product_of_pairs(p, v, axis), None
+    product = functools.partial(_jacobian_product, axis=axis)
     last = axis == ClassAxis(p.ndim - 1)  # on one device
     if p_sink is not None or not last or p.shape[-1] > _rows.ONE_KERNEL:
         return product(p, v, spread, p_sink, v_sink, sum_of=class_sum)
@@ -193,6 +200,26 @@ def jacobian_product(
 
     by_cuda, by_default = with_sum(_sum_for_each), with_sum(class_sum)
     return lax.platform_dependent(p, v, spread, cuda=by_cuda, default=by_default), None
+
+
+# Of few classes, p_i Σ_j p_j (v_i - v_j) as it stands: n times as many products, but no sum over
+# the classes, for which XLA would make kernels of their own. The terms of i and j are antisymmetric,
+# and the transpose of all differences would give each twice.
+def _product_of_pairs(p: Array, v: Array, axis: ClassAxis) -> Array:
+    dtype = _logits.compute_dtype(p.dtype)
+    p, v = p.astype(dtype), v.astype(dtype)
+
+    def differences(vs: list[Array]) -> list[Array]:
+        return [v - _class(v, j, axis) for j, v in enumerate(vs)]
+
+    begin, end = linear_pair(differences, times=2)
+    us = begin([v] * p.shape[axis.position])
+    terms = end([p * (_class(p, j, axis) * u) for j, u in enumerate(us)])
+    return functools.reduce(jnp.add, terms)
+
+
+def _class(v: Array, j: int, axis: ClassAxis) -> Array:
+    return lax.slice_in_dim(v, j, j + 1, axis=axis.position)
 
 
 # A sum over the classes is an array without their axis. On a GPU it is repeated for each of them:
@@ -226,7 +253,6 @@ def _jacobian_product(
     v_sink: Array | None,
     *,
     axis: ClassAxis,
-    free: bool,
     sum_of: _Sum,
 ) -> tuple[Array, Array | None]:
     dtype = _logits.compute_dtype(p.dtype)
@@ -240,24 +266,24 @@ def _jacobian_product(
         sums = sum_of(of_classes, axis), *(term.squeeze(axis.position) for term in of_sink)
         return functools.reduce(jnp.add, sums)
 
+    def centred(vs: list[Array]) -> list[Array]:
+        minus_centre = across(over_all(map(jnp.multiply, minus_weights, vs)))
+        return [v + minus_centre for v in vs]
+
+    # With a sink, whose entry of v may be no variable, the end is what it would be anyway.
+    def balanced(ys: list[Array]) -> list[Array]:
+        excess = across(over_all(ys))
+        return [y + weight * excess for y, weight in zip(ys, minus_weights, strict=True)]
+
     # The classes, and the sink as one more.
     ps, vs = [p.astype(dtype)], [v.astype(dtype)]
     if p_sink is not None and v_sink is not None:
         ps, vs = [*ps, across(p_sink)], [*vs, across(v_sink)]
     minus_weights = [_minus_anchor(p, across(spread)) for p in ps]
-    minus_centre = over_all(map(jnp.multiply, minus_weights, vs))
-    us = [v + across(minus_centre) for v in vs]
-    minus_mean = over_all(-p * u for p, u in zip(ps, us, strict=True))
-    products = [p * (u + across(minus_mean)) for p, u in zip(ps, us, strict=True)]
-    excess = over_all(products)
-    if free:
-        missing = defect(ps[0], axis)
-        missing = missing if minus_mean.ndim < p.ndim else across(missing)
-        excess += minus_mean * missing
-        products[0] -= ps[0] * across(minus_centre * missing)
-    product, *rest = (
-        product + minus_top(p) * across(excess) for p, product in zip(ps, products, strict=True)
-    )
+    begin, end = (centred, balanced) if p_sink is not None else linear_pair(centred)
+    us = begin(vs)
+    minus_mean = across(over_all(-p * u for p, u in zip(ps, us, strict=True)))
+    product, *rest = end([p * (u + minus_mean) for p, u in zip(ps, us, strict=True)])
     return product, _mesh.shares(rest[0].squeeze(axis.position), p, axis.mesh) if rest else None
 
 

@@ -105,7 +105,7 @@ def test_other_platforms_read_the_logits_once():
 def product_on_a_gpu(p, v):
     """J v with the sums that make one kernel of it."""
     spread = _softmax.undominated(jnp.max(p, 0))
-    options = {"axis": ClassAxis(0), "free": False, "sum_of": _softmax._sum_for_each}
+    options = {"axis": ClassAxis(0), "sum_of": _softmax._sum_for_each}
     product, _ = _softmax._jacobian_product(p, v, spread, None, None, **options)
     return product
 
