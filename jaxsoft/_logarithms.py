@@ -12,7 +12,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._softmax import class_sum, minus_top, probabilities
+from jaxsoft._softmax import are_few, minus_top, probabilities, sum_of_few
 
 
 def log_softmax(
@@ -89,8 +89,10 @@ def _log_softmax(
     return _axes.unmerge_axes(_logits.keep_inputs(logarithms), axes, shape)
 
 
-# ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j. Where one p_k exceeds 1/2 its entry is (1 - p_k) ȳ_k - p_k Σ_{j≠k} ȳ_j,
-# with 1 - p_k = rest / Z. An entry of -inf is a constant: its cotangent counts for nothing.
+# ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j, which sums to 0. Where one p_k exceeds 1/2 its entry is minus the sum of
+# the others, so that nothing is subtracted from 1. For the transpose this is the subtraction of
+# v_k with which `jacobian_product` begins. An entry of -inf is a constant: its cotangent counts for
+# nothing.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: ClassAxis) -> Array:
     return (z - axis.expand(row.top)) - axis.expand(row.log_normalizer)
@@ -109,17 +111,20 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     z, sink, row = residuals
     row = _apart(row)
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
-    p_sink = None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
     y_bar = _apart(jnp.where(z == -jnp.inf, 0, cotangent))
-    minus = minus_top(p)
-    below = 1 + minus
-    minus_own = minus * y_bar
-    others = class_sum(y_bar + minus_own, axis)
-    minus_own, others = _apart((class_sum(minus_own, axis), others))
-    z_bar = y_bar * jnp.maximum(below, _rest_of_largest(p, row, axis))
-    z_bar -= p * (axis.expand(others) - below * axis.expand(minus_own))
-    sink_bar = None if p_sink is None else p_sink * (minus_own - others)
-    return z_bar, _mesh.shares(sink_bar, z, axis.mesh), None
+    if p_sink is None and are_few(p, axis):
+        sum_of, p = functools.partial(sum_of_few, axis=axis), _apart(p)
+    else:
+        sum_of = lambda terms: axis.expand(_apart(axis.sum(terms)))
+    total = sum_of(y_bar)
+    z_bar = y_bar - p * total
+    excess, sink_bar = sum_of(z_bar), None
+    if p_sink is not None:
+        p_sink = axis.expand(_mesh.joined(p_sink, axis.mesh))
+        sink_bar = -p_sink * total
+        excess += sink_bar
+        sink_bar = _mesh.shares(sink_bar.squeeze(axis.position), z, axis.mesh)
+    return z_bar + minus_top(p) * excess, sink_bar, None
 
 
 _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)

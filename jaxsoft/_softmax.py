@@ -14,7 +14,7 @@ from jaxsoft._autodiff import jvp_from_vjp, linear_pair
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
-_FEW = 10  # classes: a product with ones is faster than a sum of so few on a CPU
+_FEW = 16  # classes
 
 
 def softmax(
@@ -188,37 +188,55 @@ def jacobian_product(
         s = 1 - axis.expand(defect(p, axis))
         product, _ = jacobian_product(p / s, v, axis, spread)
         return s * s * product + (1 - s) * p * v, None
-    if p_sink is None and axis.mesh is None and p.shape[axis.position] <= _FEW:
+    if p_sink is None and are_few(p, axis):
         return _product_of_pairs(p, v, axis), None
     product = functools.partial(_jacobian_product, axis=axis)
     last = axis == ClassAxis(p.ndim - 1)  # on one device
     if p_sink is not None or not last or p.shape[-1] > _rows.ONE_KERNEL:
-        return product(p, v, spread, p_sink, v_sink, sum_of=class_sum)
+        return product(p, v, spread, p_sink, v_sink, sum_of=_sum)
 
     def with_sum(sum_of: _Sum) -> Callable[[Array, Array, Array], Array]:
         return lambda p, v, spread: product(p, v, spread, None, None, sum_of=sum_of)[0]
 
-    by_cuda, by_default = with_sum(_sum_for_each), with_sum(class_sum)
+    by_cuda, by_default = with_sum(_sum_for_each), with_sum(_sum)
     return lax.platform_dependent(p, v, spread, cuda=by_cuda, default=by_default), None
 
 
-# Of few classes, p_i Σ_j p_j (v_i - v_j) as it stands: n times as many products, but no sum over
-# the classes, for which XLA would make kernels of their own. The terms of i and j are antisymmetric,
-# and the transpose of all differences would give each twice.
+# Of few classes, p_i Σ_j p_j (v_i - v_j) as it stands. The terms of i and j are antisymmetric, and
+# the transpose of all differences would give each twice.
 def _product_of_pairs(p: Array, v: Array, axis: ClassAxis) -> Array:
     dtype = _logits.compute_dtype(p.dtype)
     p, v = p.astype(dtype), v.astype(dtype)
 
     def differences(vs: list[Array]) -> list[Array]:
-        return [v - _class(v, j, axis) for j, v in enumerate(vs)]
+        return [v - _column(v, j, axis) for j, v in enumerate(vs)]
 
     begin, end = linear_pair(differences, times=2)
     us = begin([v] * p.shape[axis.position])
-    terms = end([p * (_class(p, j, axis) * u) for j, u in enumerate(us)])
+    terms = end([p * (_column(p, j, axis) * u) for j, u in enumerate(us)])
     return functools.reduce(jnp.add, terms)
 
 
-def _class(v: Array, j: int, axis: ClassAxis) -> Array:
+def are_few(p: Array, axis: ClassAxis) -> bool:
+    """Whether all classes of a row take part in each entry.
+
+    That is n times as much arithmetic as with a sum, but in one kernel; XLA's kernels for sums are
+    made for long rows.
+    """
+    return axis.mesh is None and p.shape[axis.position] <= _FEW
+
+
+def sum_of_few(terms: Array, axis: ClassAxis) -> Array:
+    """The sum over few classes, repeated for each of them, which is its own transpose."""
+
+    def repeated(_: Any, terms: Array) -> Array:
+        columns = [_column(terms, j, axis) for j in range(terms.shape[axis.position])]
+        return jnp.broadcast_to(functools.reduce(jnp.add, columns), terms.shape)
+
+    return lax.custom_linear_solve(lambda x: x, terms, repeated, symmetric=True)
+
+
+def _column(v: Array, j: int, axis: ClassAxis) -> Array:
     return lax.slice_in_dim(v, j, j + 1, axis=axis.position)
 
 
@@ -228,17 +246,8 @@ def _class(v: Array, j: int, axis: ClassAxis) -> Array:
 _Sum = Callable[[Array, ClassAxis], Array]
 
 
-def class_sum(terms: Array, axis: ClassAxis) -> Array:
-    """The sum over the classes."""
-    if axis == ClassAxis(terms.ndim - 1) and terms.shape[-1] <= _FEW:
-        # XLA's sum on the CPU is made for long rows.
-        return lax.platform_dependent(terms, cpu=_product_with_ones, default=axis.sum)
+def _sum(terms: Array, axis: ClassAxis) -> Array:
     return axis.sum(terms)
-
-
-def _product_with_ones(terms: Array) -> Array:
-    ones = jnp.ones(terms.shape[-1:], terms.dtype)
-    return jnp.matmul(terms, ones, precision=lax.Precision.HIGHEST)
 
 
 def _sum_for_each(terms: Array, axis: ClassAxis) -> Array:
