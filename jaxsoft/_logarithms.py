@@ -112,10 +112,12 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     row = _apart(row)
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
     y_bar = _apart(jnp.where(z == -jnp.inf, 0, cotangent))
-    if p_sink is None and are_few(p, axis):
-        sum_of, p = functools.partial(sum_of_few, axis=axis), _apart(p)
-    else:
-        sum_of = lambda terms: axis.expand(_apart(axis.sum(terms)))
+    few = p_sink is None and are_few(p, axis)
+    p = _apart(p) if few else p
+
+    def sum_of(terms: Array) -> Array:
+        return sum_of_few(terms, axis) if few else axis.expand(_apart(axis.sum(terms)))
+
     total = sum_of(y_bar)
     z_bar = y_bar - p * total
     excess, sink_bar = sum_of(z_bar), None

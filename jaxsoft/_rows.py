@@ -229,8 +229,9 @@ def _divided_sum(
         return _divided_sum_of_chunks(z, top, axis, chunks)
     exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
     terms, ones = _parts(exponentials)
-    if n <= _SHORT:
-        # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way.
+    if n <= _SHORT and (rows < _MANY or rows % 2 == 0):
+        # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way,
+        # but not at once on several cores if many rows cannot be halved.
         zero = jnp.zeros((), z.dtype)
         add = lambda a, b: (a[0] + b[0], a[1] + b[1])
         rest, ties = lax.reduce((terms, ones), (zero, zero), add, (axis,))

@@ -186,8 +186,8 @@ def jacobian_product(
     """
     if free:
         s = 1 - axis.expand(defect(p, axis))
-        product, _ = jacobian_product(p / s, v, axis, spread)
-        return s * s * product + (1 - s) * p * v, None
+        of_probabilities, _ = jacobian_product(p / s, v, axis, spread)
+        return s * s * of_probabilities + (1 - s) * p * v, None
     if p_sink is None and are_few(p, axis):
         return _product_of_pairs(p, v, axis), None
     product = functools.partial(_jacobian_product, axis=axis)

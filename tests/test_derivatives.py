@@ -23,6 +23,8 @@ MASK[:, 0] = MASK[np.arange(3), LABELS] = True
 KEPT = MASK.astype(float)
 TEMPERATURE = RNG.uniform(0.5, 2, size=(3, 1))
 SINK = RNG.normal(size=(3, 1))
+MANY = RNG.normal(size=(2, 20)) * 2  # classes: of up to 16 each meets each
+MANY[0, 3] += 8
 
 
 def plain_softmax(x, temperature=1.0, sink=None, mask=None):
@@ -57,12 +59,18 @@ CASES = {
         lambda x: plain_softmax(x.reshape(1, -1)).reshape(x.shape),
         (X,),
     ),
+    "softmax, many classes": (jaxsoft.softmax, plain_softmax, (MANY,)),
     "softmax, options": (
         lambda x, t, s: jaxsoft.softmax(x, -1, MASK, temperature=t, sink=s),
         lambda x, t, s: plain_softmax(x, t, s, MASK),
         (X, TEMPERATURE, SINK),
     ),
     "log_softmax": (jaxsoft.log_softmax, lambda x: plain_log(plain_softmax(x)), (X,)),
+    "log_softmax, many classes": (
+        jaxsoft.log_softmax,
+        lambda x: plain_log(plain_softmax(x)),
+        (MANY,),
+    ),
     "log_softmax, options": (
         lambda x, t, s: jnp.where(MASK, jaxsoft.log_softmax(x, -1, MASK, temperature=t, sink=s), 0),
         lambda x, t, s: plain_log(plain_softmax(x, t, s, MASK), MASK),
@@ -92,6 +100,11 @@ CASES = {
     ),
     "softmax_jvp": (jaxsoft.softmax_jvp, plain_product, (TARGET, V)),
     "softmax_vjp": (jaxsoft.softmax_vjp, plain_product, (TARGET, V)),
+    "softmax_vjp, many classes": (
+        jaxsoft.softmax_vjp,
+        plain_product,
+        (plain_softmax(MANY), RNG.normal(size=MANY.shape)),
+    ),
     "softmax_derivative": (
         lambda p: jaxsoft.softmax_derivative(p, LABELS, np.array([1, 2, 3])),
         lambda p: jnp.stack([p[0, 1] * (1 - p[0, 1]), -p[1, 4] * p[1, 2], -p[2, 0] * p[2, 3]]),
@@ -131,7 +144,12 @@ CASES = {
     ),
 }
 
-OF_PROBABILITIES = ("softmax_jvp", "softmax_vjp", "softmax_derivative")
+OF_PROBABILITIES = (
+    "softmax_jvp",
+    "softmax_vjp",
+    "softmax_vjp, many classes",
+    "softmax_derivative",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
