@@ -80,7 +80,7 @@ def _log_softmax(
     row = _rows.statistics(logits(), axis)
 
     def logarithms() -> Array:
-        z, _, z_sink, _ = logits()
+        z, _, z_sink, _, _ = logits()
         z_sink = _mesh.copied(z_sink, z, mesh)
         log_p = log_probabilities(z, z_sink, row, axis).astype(x.dtype)
         mask = options[0]

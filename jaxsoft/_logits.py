@@ -31,12 +31,14 @@ class Logits(NamedTuple):
             without the sink.
         sink: the extra logit of each row, moved by the same shift as z, without the axis.
         shift: what was subtracted from the scaled logits, without the axis; None for nothing.
+        narrow: 16-bit numbers of which z is nothing but a wider copy, if there are such.
     """
 
     z: Float[Array, "..."]
     top: Float[Array, "..."]
     sink: Float[Array, "..."] | None
     shift: Float[Array, "..."] | None
+    narrow: Float[Array, "..."] | None = None
 
 
 def prepare(
@@ -79,7 +81,8 @@ def prepare(
         top = centred(top, centre, of_row) if axis.mesh else jnp.zeros_like(top)
     if sink is not None and not axis.mesh:
         top = jnp.maximum(top, lax.stop_gradient(sink))
-    return Logits(z, top, sink, shift)
+    narrow = x if temperature is None and x.dtype.itemsize == 2 else None
+    return Logits(z, top, sink, shift, narrow)
 
 
 def scaled(top: Float[Array, "..."], temperature: Float[Array, "..."]) -> Float[Array, "..."]:

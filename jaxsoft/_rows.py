@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxsoft import _mesh
 from jaxsoft._axes import ClassAxis, one_hot, take
@@ -27,6 +27,7 @@ _SHORT = 16  # the length of a short row
 _SCATTERED = 64  # rows with more classes than this share their exponentials
 _MANY = 4096  # rows: on the CPU XLA leaves out of a kernel what has fewer entries than this
 _CACHE = 2**25  # bytes
+_VERY_LONG = 2**15  # the length of a row that is better summed in chunks, however narrow
 _SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
 
 
@@ -69,11 +70,11 @@ def statistics(logits: Logits, axis: ClassAxis, label: Int[Array, "..."] | None 
             sink. Then the two share what they compute, and `rest` is exact to the rounding of Z,
             or to that of Z - 1 where the label has the maximum.
     """
-    z, top, sink = lax.stop_gradient((logits.z, logits.top, logits.sink))
+    z, top, sink, _, narrow = lax.stop_gradient(logits)
     if axis.mesh:
-        part = _statistics(z, top, None, axis.position, None)
+        part = _statistics(z, top, None, narrow, axis.position, None)
         return _with_sink(_of_devices(part, axis), sink)
-    return _statistics(z, top, sink, axis.position, label)
+    return _statistics(z, top, sink, narrow, axis.position, label)
 
 
 # As `_united` has it for two, of parts with the maxima m_d ≤ M and the rests r_d: those with the
@@ -87,16 +88,25 @@ def _of_devices(part: Row, axis: ClassAxis) -> Row:
     return Row(top, rest + (count - 1))
 
 
-def _statistics(z: Array, top: Array, sink: Array | None, axis: int, label: Array | None) -> Row:
+def _statistics(
+    z: Array,
+    top: Array,
+    sink: Array | None,
+    narrow: Array | None,
+    axis: int,
+    label: Array | None,
+) -> Row:
     """Those of rows on one device."""
 
-    def by_sum(z: Array, top: Array, sink: Array | None, label: Array | None) -> Row:
+    def by_sum(
+        z: Array, top: Array, sink: Array | None, narrow: Array | None, label: Array | None
+    ) -> Row:
         if label is not None and _shared(z, axis):
             others = jnp.sum(_without(z, top, label, axis), axis)
             own = jnp.exp(take(z, label, axis) - top)
             return Row(top, lax.optimization_barrier(others) + (own - 1))
         # Without the barrier XLA copies the sum into each use that the functions of the row make.
-        rest, ties = lax.optimization_barrier(_divided_sum(z, top, axis))
+        rest, ties = lax.optimization_barrier(_divided_sum(z, top, axis, narrow))
         if sink is not None:
             of_sink = jnp.exp(sink - top)
             at_top = jnp.floor(of_sink)
@@ -104,11 +114,13 @@ def _statistics(z: Array, top: Array, sink: Array | None, axis: int, label: Arra
         # One of the maxima is left out. In a row of -inf alone there is none: -1.
         return Row(top, rest + (ties - 1))
 
-    def at_once(z: Array, top: Array, sink: Array | None, label: Array | None) -> Row:
+    def at_once(
+        z: Array, top: Array, sink: Array | None, narrow: Array | None, label: Array | None
+    ) -> Row:
         return _with_sink(in_one_pass(z, axis), sink)
 
     # On a CPU the exponentials take the time, elsewhere the memory.
-    return lax.platform_dependent(z, top, sink, label, cpu=by_sum, default=at_once)
+    return lax.platform_dependent(z, top, sink, narrow, label, cpu=by_sum, default=at_once)
 
 
 def top_and_normalizer(
@@ -218,11 +230,16 @@ def _united(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Arra
 # An exponential is 1 at a maximum, and where it rounds to 1, and less elsewhere: its floor says
 # which, without a selection, for which XLA writes an array to memory on the CPU.
 def _divided_sum(
-    z: Float[Array, "..."], top: Float[Array, "..."], axis: int
+    z: Float[Array, "..."],
+    top: Float[Array, "..."],
+    axis: int,
+    narrow: Float[Array, "..."] | None = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Σ exp(z_j - m) without the maxima, and their number: a difference of sums would cancel."""
     n = z.shape[axis]
     rows = z.size // n
+    if narrow is not None and _apart_if_narrow(narrow, axis):
+        return _divided_sum_of_narrow(narrow, top, z.dtype)
     few = 1 < rows < _MANY  # one row may be many, of a `jax.vmap`
     chunks = _chunk_count(n) if n > LONG or (few and z.nbytes >= _CACHE) else 1
     if chunks > 1:
@@ -257,6 +274,25 @@ def _divided_sum_of_chunks(z: Array, top: Array, axis: int, chunks: int) -> tupl
     near = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
     rest, ties = _divided_sum(near, top, axis)
     return others + rest, ties
+
+
+def _apart_if_narrow(x: Array, axis: int) -> bool:
+    """Whether the two sums are better off without each other on a CPU."""
+    large = 2 * x.nbytes >= _CACHE and LONG <= x.shape[axis] <= _VERY_LONG
+    return large and x.dtype == jnp.bfloat16 and axis == x.ndim - 1
+
+
+# Of long rows in bfloat16 XLA takes a single sum in one kernel, which reads them as they are, but
+# for two sums it has them in memory in float32. So each has the logits and the maximum as if they
+# were its own: XLA joins nothing across a selection by what is finite.
+def _divided_sum_of_narrow(x: Array, top: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+    def exponentials(x: Array, earlier: Array) -> Array:
+        own_top = jnp.where(jnp.isfinite(earlier), top, jnp.nan)
+        return jnp.exp(x.astype(dtype) - jnp.expand_dims(own_top, -1))
+
+    terms, _ = _parts(exponentials(lax.optimization_barrier(x), top))
+    x, rest = lax.optimization_barrier((x, jnp.sum(terms, -1)))
+    return rest, jnp.round(jnp.sum(exponentials(x, rest), -1) - rest)
 
 
 # On the CPU XLA has one kernel for both sums of many rows, without an array in memory between, if
