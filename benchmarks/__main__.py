@@ -26,15 +26,19 @@ _WHY = """Why what is missed is missed, as far as it is known of a CPU:
   than XLA makes of any formula that is known here.
 - The time of large arrays is that of memory, and of page faults for what is returned: the same for
   all who return the same arrays. What can be gained is what the peer keeps in between.
-- A sum that keeps the largest exponential apart is two sums. XLA makes one kernel of both, but that
-  takes longer than the single sum of the peer where the arrays fit the cache. An exact 1 − p takes
-  one sum more in the VJP of log_softmax, and two more in that of softmax. This is the price of the
-  digits in the table of accuracy, and a cell where it is paid in full is not under 1.05.
+- logsumexp, log_softmax, the loss: a sum that keeps the largest exponential apart is two sums. XLA
+  makes one kernel of both, but that takes longer than the single sum of the peer where the arrays
+  fit the cache, or where the peer is as near to the time of memory as the one sum allows. Of long
+  rows in bfloat16 it is two kernels, each with all exponentials, and so near to twice the time of
+  a logsumexp, which writes nothing else.
+- softmax + VJP: the centre of g is a sum of its own, without which 1 − p and a common offset of g
+  lose their digits; log_softmax + VJP: so is the sum of the others, and an entry of −inf, whose
+  cotangent does not count, takes a selection, for which XLA writes an array. This is the price of
+  the digits in the table of accuracy, and a cell where it is paid in full is not under 1.05.
 - Without jax.jit some µs of a call go into the checks of its arguments. `jax.nn.log_softmax` is one
   compiled call without any; the other peers are several.
 - In 16-bit types jaxsoft computes in float32 and rounds once. A peer that computes in 16 bits is
-  faster at some sizes, and wrong by several eps. Of long bfloat16 rows XLA makes one kernel of a
-  single sum; for two, or for sums of parts of a row, it writes the float32 logits to memory first.
+  faster at some sizes, and wrong by several eps.
 - Along an axis that is not the last, and has no other before it, a kernel with several sums keeps
   whole arrays between them, not rows.
 """

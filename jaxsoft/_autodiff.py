@@ -147,15 +147,15 @@ def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
 
 
 def linear_pair(
-    fun: Callable[[PyTree], PyTree], times: int = 1
-) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    fun: Callable[[Array], Array], times: int = 1
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """A linear function, and the identity, stated to be transposes of each other.
 
     They are so within a product of linear functions from `fun` to the identity, where the
     transpose of `fun` would change nothing but the rounding.
 
     Args:
-        fun: a linear function from pytrees to pytrees of the same form, which JAX need not be able
+        fun: a linear function from arrays to arrays of the same shape, which JAX need not be able
             to transpose. What it closes over is a constant.
         times: the transpose of `fun` is so many times the identity.
     """
@@ -163,20 +163,13 @@ def linear_pair(
     # linear equation. The equation, by which it would be differentiated, has no parameters here.
     solution = functools.partial(jax.lax.custom_linear_solve, lambda x: x)
 
-    def apply(_: Any, x: PyTree) -> PyTree:
-        return fun(x)
+    def function(of_solution: Callable[[Array], Array]) -> Callable[[Any, Array], Array]:
+        return lambda _, x: of_solution(x)
 
-    def leave(_: Any, x: PyTree) -> PyTree:
-        return x
-
-    def apply_part(_: Any, x: PyTree) -> PyTree:
-        return fun(jax.tree.map(lambda leaf: leaf / times, x))
-
-    def multiply(_: Any, x: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: times * leaf, x)
-
-    begin = functools.partial(solution, solve=apply, transpose_solve=multiply)
-    end = functools.partial(solution, solve=leave, transpose_solve=apply_part)
+    identity, multiple = function(lambda x: x), function(lambda x: times * x)
+    apply, apply_part = function(fun), function(lambda x: fun(x / times))
+    begin = functools.partial(solution, solve=apply, transpose_solve=multiple)
+    end = functools.partial(solution, solve=identity, transpose_solve=apply_part)
     return begin, end
 
 

@@ -156,10 +156,10 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 # that XLA makes one kernel of it all on the CPU. Signs are taken on the weights: a sum that is
 # negated falls out of the kernel.
 #
-# The forward rule is the transpose of all this, and has to begin with P as well. As J = Pᵀ J P, the
-# product would have to end with Pᵀ. But Pᵀ y = y - w Σy, and J's columns sum to 0: it does nothing
-# but what P does for the transpose. So the end is stated as what it is, nothing, with P as its
-# transpose; and nothing is the transpose of P. What JAX transposes is then the same program again.
+# The forward rule is the transpose of all this, and has to begin with P as well: J = Pᵀ J P, so the
+# product would end with Pᵀ. But Pᵀ y = y - w Σy, and the entries of J v sum to 0: there Pᵀ is the
+# identity but for rounding. So the end is stated to be the identity with P as its transpose, and
+# the identity to be the transpose of P. What JAX transposes is then the same program again.
 def jacobian_product(
     p: Array,
     v: Array,
@@ -185,6 +185,7 @@ def jacobian_product(
             s is 1 while its derivative is not. With p from logits that is 0 too, for Σ dp = 0.
     """
     if free:
+        p = p.astype(_logits.compute_dtype(p.dtype))
         s = 1 - axis.expand(defect(p, axis))
         of_probabilities, _ = jacobian_product(p / s, v, axis, spread)
         return s * s * of_probabilities + (1 - s) * p * v, None
@@ -208,13 +209,11 @@ def _product_of_pairs(p: Array, v: Array, axis: ClassAxis) -> Array:
     dtype = _logits.compute_dtype(p.dtype)
     p, v = p.astype(dtype), v.astype(dtype)
 
-    def differences(vs: list[Array]) -> list[Array]:
-        return [v - _column(v, j, axis) for j, v in enumerate(vs)]
+    def term(j: int) -> Array:
+        begin, end = linear_pair(lambda v: v - _column(v, j, axis), times=2)
+        return end(p * (_column(p, j, axis) * begin(v)))
 
-    begin, end = linear_pair(differences, times=2)
-    us = begin([v] * p.shape[axis.position])
-    terms = end([p * (_column(p, j, axis) * u) for j, u in enumerate(us)])
-    return functools.reduce(jnp.add, terms)
+    return functools.reduce(jnp.add, map(term, range(p.shape[axis.position])))
 
 
 def are_few(p: Array, axis: ClassAxis) -> bool:
@@ -279,7 +278,6 @@ def _jacobian_product(
         minus_centre = across(over_all(map(jnp.multiply, minus_weights, vs)))
         return [v + minus_centre for v in vs]
 
-    # With a sink, whose entry of v may be no variable, the end is what it would be anyway.
     def balanced(ys: list[Array]) -> list[Array]:
         excess = across(over_all(ys))
         return [y + weight * excess for y, weight in zip(ys, minus_weights, strict=True)]
@@ -289,7 +287,10 @@ def _jacobian_product(
     if p_sink is not None and v_sink is not None:
         ps, vs = [*ps, across(p_sink)], [*vs, across(v_sink)]
     minus_weights = [_minus_anchor(p, across(spread)) for p in ps]
-    begin, end = (centred, balanced) if p_sink is not None else linear_pair(centred)
+    begin, end = centred, balanced  # with a sink the end is what it would be anyway
+    if len(ps) == 1:
+        alone = lambda fun: lambda arrays: [fun(*arrays)]
+        begin, end = map(alone, linear_pair(lambda v: centred([v])[0]))
     us = begin(vs)
     minus_mean = across(over_all(-p * u for p, u in zip(ps, us, strict=True)))
     product, *rest = end([p * (u + minus_mean) for p, u in zip(ps, us, strict=True)])

@@ -142,7 +142,7 @@ def test_targets():
     }
     over = targets.over(timings)
     assert over.columns[0] == "1 of 4 cells over 1.05"
-    assert over.rows == (("softmax + VJP, float32, 2×3", "1.60"),)
+    assert over.rows == (("softmax + VJP", "1 of 2", "1.60", "1.60", "float32, 2×3"),)
 
 
 def test_bandwidth():
