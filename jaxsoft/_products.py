@@ -108,7 +108,13 @@ def _free_product_jvp(
     axis: ClassAxis, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     formula = functools.partial(_product_of, axis=axis, free=True)
-    return _free_product(*primals, axis), jax.jvp(formula, primals, tangents)[1]
+
+    # It keeps p and v, and leaves out the value that `jvp` computes as well.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Array:
+        return jax.jvp(formula, primals, tangents)[1]
+
+    return _free_product(*primals, axis), derivative(primals, tangents)
 
 
 def _product_of(p: Array, v: Array, axis: ClassAxis, *, free: bool) -> Array:
