@@ -145,7 +145,8 @@ def test_a_bad_entry_spoils_its_row_alone(name, bad):
     np.testing.assert_array_equal(fun(x)[rows], fun(good))
     for jacobian, expected in zip(jacobians(fun, x), jacobians(fun, good), strict=True):
         own = jacobian[rows][..., rows, :]
-        np.testing.assert_array_equal(own, expected)
+        # XLA may round the last rows of an array otherwise than those before them.
+        np.testing.assert_allclose(own, expected, rtol=1e-14, atol=1e-16)
 
 
 def test_a_bad_row_has_a_nan_derivative():
