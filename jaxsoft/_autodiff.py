@@ -146,6 +146,23 @@ def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
     return linear(x)
 
 
+def with_transpose(
+    fun: Callable[[Array], Array], transpose: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """A linear function from arrays to arrays of the same shape, with a stated transpose.
+
+    JAX need not be able to transpose either. What they close over is a constant.
+    """
+    # The only linear function with a stated transpose that JAX can batch is the solution of a
+    # linear equation. The equation, by which it would be differentiated, has no parameters here.
+    return functools.partial(
+        jax.lax.custom_linear_solve,
+        lambda x: x,
+        solve=lambda _, x: fun(x),
+        transpose_solve=lambda _, x: transpose(x),
+    )
+
+
 def linear_pair(
     fun: Callable[[Array], Array], times: int = 1
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
@@ -155,21 +172,11 @@ def linear_pair(
     transpose of `fun` would change nothing but the rounding.
 
     Args:
-        fun: a linear function from arrays to arrays of the same shape, which JAX need not be able
-            to transpose. What it closes over is a constant.
+        fun: as in `with_transpose`.
         times: the transpose of `fun` is so many times the identity.
     """
-    # The only linear function with a stated transpose that JAX can batch is the solution of a
-    # linear equation. The equation, by which it would be differentiated, has no parameters here.
-    solution = functools.partial(jax.lax.custom_linear_solve, lambda x: x)
-
-    def function(of_solution: Callable[[Array], Array]) -> Callable[[Any, Array], Array]:
-        return lambda _, x: of_solution(x)
-
-    identity, multiple = function(lambda x: x), function(lambda x: times * x)
-    apply, apply_part = function(fun), function(lambda x: fun(x / times))
-    begin = functools.partial(solution, solve=apply, transpose_solve=multiple)
-    end = functools.partial(solution, solve=identity, transpose_solve=apply_part)
+    begin = with_transpose(fun, lambda x: times * x)
+    end = with_transpose(lambda x: x, lambda x: fun(x / times))
     return begin, end
 
 

@@ -80,8 +80,8 @@ def _log_softmax(
     row = _rows.statistics(logits(), axis)
 
     def logarithms() -> Array:
-        z, _, z_sink, _, _ = logits()
-        z_sink = _mesh.copied(z_sink, z, mesh)
+        prepared = logits()
+        z, z_sink = prepared.z, _mesh.copied(prepared.sink, prepared.z, mesh)
         log_p = log_probabilities(z, z_sink, row, axis).astype(x.dtype)
         mask = options[0]
         return log_p if mask is None else jnp.where(mask, log_p, -jnp.inf)

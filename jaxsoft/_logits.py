@@ -38,7 +38,7 @@ class Logits(NamedTuple):
     top: Float[Array, "..."]
     sink: Float[Array, "..."] | None
     shift: Float[Array, "..."] | None
-    narrow: Float[Array, "..."] | None = None
+    narrow: Float[Array, "..."] | None
 
 
 def prepare(

@@ -169,7 +169,8 @@ def _cross_entropy(
         row = _rows.statistics(prepared(), axis)
 
     def losses() -> Array:
-        z, _, _, shift, _ = prepared()
+        ready = prepared()
+        z, shift = ready.z, ready.shift
         weights = uniform = None
         if class_weights is not None:
             others = [a for a in range(z.ndim) if a != axis.position]

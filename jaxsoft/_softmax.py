@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
-from jaxsoft._autodiff import jvp_from_vjp, linear_pair
+from jaxsoft._autodiff import jvp_from_vjp, linear_pair, with_transpose
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
@@ -228,11 +228,11 @@ def are_few(p: Array, axis: ClassAxis) -> bool:
 def sum_of_few(terms: Array, axis: ClassAxis) -> Array:
     """The sum over few classes, repeated for each of them, which is its own transpose."""
 
-    def repeated(_: Any, terms: Array) -> Array:
+    def repeated(terms: Array) -> Array:
         columns = [_column(terms, j, axis) for j in range(terms.shape[axis.position])]
         return jnp.broadcast_to(functools.reduce(jnp.add, columns), terms.shape)
 
-    return lax.custom_linear_solve(lambda x: x, terms, repeated, symmetric=True)
+    return with_transpose(repeated, repeated)(terms)
 
 
 def _column(v: Array, j: int, axis: ClassAxis) -> Array:

@@ -143,10 +143,11 @@ def test_a_bad_entry_spoils_its_row_alone(name, bad):
     elif "softcap" not in name and name != "cross_entropy, options":  # a cap makes +inf finite
         assert np.all(np.isnan(fun(x)[1]))
     np.testing.assert_array_equal(fun(x)[rows], fun(good))
-    for jacobian, expected in zip(jacobians(fun, x), jacobians(fun, good), strict=True):
-        own = jacobian[rows][..., rows, :]
-        # XLA may round the last rows of an array otherwise than those before them.
-        np.testing.assert_allclose(own, expected, rtol=1e-14, atol=1e-16)
+    # Of as many rows: XLA may round the last rows of an array otherwise than those before them.
+    harmless = jnp.insert(good, 1, 0.0, axis=0)
+    for jacobian, other in zip(jacobians(fun, x), jacobians(fun, harmless), strict=True):
+        own, expected = jacobian[rows][..., rows, :], other[rows][..., rows, :]
+        np.testing.assert_array_equal(own, expected)
 
 
 def test_a_bad_row_has_a_nan_derivative():
