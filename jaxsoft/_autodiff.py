@@ -163,21 +163,37 @@ def with_transpose(
     )
 
 
-def linear_pair(
-    fun: Callable[[Array], Array], times: int = 1
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """A linear function, and the identity, stated to be transposes of each other.
-
-    They are so within a product of linear functions from `fun` to the identity, where the
-    transpose of `fun` would change nothing but the rounding.
+# The only linear function with a stated transpose that JAX can batch is the solution x of A x = b,
+# and JAX differentiates it by the equation alone: ẋ = A⁻¹ (ḃ - Ȧ x). The system
+#
+#     x₁ - F x₂ = b₁,   x₂ = b₂     with b₁ = 0, b₂ = v     has the solution x₁ = F v, x₂ = v,
+#
+# its derivative x₁ is Ḟ v + F v̇, and that of its transpose is Fᵀ x̄₁. So A states the derivative by
+# what F depends on, and the two solutions state how F and Fᵀ are computed.
+def linear_map(
+    formula: Callable[[Array], Array],
+    product: Callable[[Array], Array],
+    transpose: Callable[[Array], Array],
+) -> Callable[[Array], Array]:
+    """A linear function from arrays to arrays of the same shape, in three forms that are equal.
 
     Args:
-        fun: as in `with_transpose`.
-        times: the transpose of `fun` is so many times the identity.
+        formula: the function as JAX is to differentiate it by what it closes over.
+        product: the function as it is computed. JAX need not be able to differentiate it.
+        transpose: likewise for its transpose.
     """
-    begin = with_transpose(fun, lambda x: times * x)
-    end = with_transpose(lambda x: x, lambda x: fun(x / times))
-    return begin, end
+
+    # Both parts are one array, for JAX transposes a solution by all that it is given or by nothing.
+    def call(v: Array) -> Array:
+        both = jax.lax.custom_linear_solve(
+            lambda x: jnp.stack([x[0] - formula(x[1]), x[1]]),
+            jnp.stack([jnp.zeros_like(v), v]),
+            solve=lambda _, b: jnp.stack([b[0] + product(b[1]), b[1]]),
+            transpose_solve=lambda _, b: jnp.stack([b[0], b[1] + transpose(b[0])]),
+        )
+        return both[0]
+
+    return call
 
 
 def _is_inexact(leaf: Array) -> bool:

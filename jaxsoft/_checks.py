@@ -1,5 +1,6 @@
 """Validation at the public boundary: every error message of the array functions."""
 
+import contextlib
 import functools
 import math
 import operator
@@ -26,13 +27,15 @@ def array(function: str, argument: str, value: Any) -> Array:
             isinstance(value, (np.ndarray, np.generic, bool, int, float, complex))
             or hasattr(value, "__jax_array__")
         ):
+            cure = " (use jnp.asarray)" if isinstance(value, (list, tuple)) else ""
             raise TypeError(
-                f"{function}: {argument} must be an array or a number, got {_described(value)}"
+                f"{function}: {argument} must be an array or a number, "
+                f"got {_described(value)}{cure}"
             )
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV":
             raise TypeError(f"{function}: {argument} must be numeric, got dtype {value.dtype}")
         value = jnp.asarray(value)
-    if not (_is_kind(value.dtype, jnp.floating) or is_discrete(value)):
+    if not (is_kind(value.dtype, jnp.floating) or is_discrete(value)):
         raise TypeError(f"{function}: {argument} must be real, got dtype {value.dtype}")
     return value
 
@@ -45,12 +48,12 @@ def floating(function: str, argument: str, value: Any) -> Array:
 
 def is_discrete(value: Array) -> bool:
     """Whether the array holds integers or booleans."""
-    return _is_kind(value.dtype, jnp.integer) or _is_kind(value.dtype, jnp.bool_)
+    return is_kind(value.dtype, jnp.integer) or is_kind(value.dtype, jnp.bool_)
 
 
 # JAX's own test is slow beside a call that is compiled already.
 @functools.cache
-def _is_kind(dtype: Any, kind: Any) -> bool:
+def is_kind(dtype: Any, kind: Any) -> bool:
     return jnp.issubdtype(dtype, kind)
 
 
@@ -114,11 +117,31 @@ def undivided(function: str, axis_name: AxisName) -> None:
         )
 
 
-def mask(function: str, where: Any, shape: tuple[int, ...]) -> Array | None:
+def mask(
+    function: str, where: Any, shape: tuple[int, ...], wanted: str = "the shape of the logits"
+) -> Array | None:
     """Returns the boolean mask broadcast to `shape`."""
-    if where is None:
-        return None
-    return boolean(function, "where", where, shape, "the shape of the logits")
+    return None if where is None else boolean(function, "where", where, shape, wanted)
+
+
+def masked(function: str, argument: str, x: Array, where: Any) -> tuple[Array, Array | None]:
+    """Returns an array and its boolean mask, broadcast to the shape of both."""
+    if where is not None:
+        where = array(function, "where", where)
+        with contextlib.suppress(ValueError):  # `mask` says what is wrong
+            x = jnp.broadcast_to(x, lax.broadcast_shapes(x.shape, where.shape))
+    return x, mask(function, where, x.shape, f"the shape of {argument}")
+
+
+def broadcast_shapes(function: str, **arrays: Array) -> tuple[int, ...]:
+    """Returns the shape that the arrays have together, or raises `ValueError`."""
+    try:
+        return lax.broadcast_shapes(*(value.shape for value in arrays.values()))
+    except ValueError:
+        shapes = " and ".join(str(value.shape) for value in arrays.values())
+        raise ValueError(
+            f"{function}: {' and '.join(arrays)} must broadcast with each other, got {shapes}"
+        ) from None
 
 
 def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
@@ -139,9 +162,8 @@ def rows(
     axis_name: Any,
 ) -> tuple[tuple[Array, Array | None, Array | None, Array | None], dict[str, Any]]:
     """Returns the arguments of softmax as arrays, and its axes and mesh by name."""
-    x = floating(function, "x", x)
+    x, where = masked(function, "x", floating(function, "x", x), where)
     numbers = axes(function, axis, x.ndim)
-    where = mask(function, where, x.shape)
     scale = temperature(function, temperature_, x.shape, numbers)
     sink = per_row(function, "sink", sink, x.shape, numbers)
     devices = mesh(function, axis_name, temperature=scale, sink=sink)
@@ -171,17 +193,23 @@ def temperature(
             raise ValueError(f"{function}: temperature must be positive, got {value}")
         if number == 1:
             return None
+        value = _normal(number)
     if value is None:
         raise TypeError(f"{function}: temperature must be an array or a number, got NoneType")
     return per_row(function, "temperature", value, shape, reduced)
+
+
+def _normal(number: float) -> float:
+    """The nearest positive number that is neither subnormal nor infinite as a default float."""
+    finfo = jnp.finfo(float)
+    return min(max(number, float(finfo.tiny)), float(finfo.max))
 
 
 def broadcast(
     function: str, argument: str, value: Array, shape: tuple[int, ...], wanted: str
 ) -> Array:
     """Returns `value` broadcast to `shape`, or raises `ValueError`."""
-    sizes = (1,) * (len(shape) - value.ndim) + value.shape
-    if len(sizes) != len(shape) or any(a not in (1, b) for a, b in zip(sizes, shape, strict=True)):
+    if not broadcasts(value.shape, shape):
         raise ValueError(
             f"{function}: {argument} must broadcast to {shape} ({wanted}), got {value.shape}"
         )
@@ -206,7 +234,7 @@ def number(
     open_low: bool = False,
 ) -> ArrayLike:
     """Returns a number in the given range; an array, whose value may be traced, passes."""
-    if isinstance(value, (np.ndarray, jax.Array)):
+    if isinstance(value, (np.ndarray, jax.Array)) or hasattr(value, "__jax_array__"):
         value = floating(function, argument, value)
         if value.ndim:
             raise ValueError(f"{function}: {argument} must be a scalar, got shape {value.shape}")
@@ -214,7 +242,8 @@ def number(
     if not isinstance(value, (bool, int, float, np.generic)):
         raise TypeError(f"{function}: {argument} must be a number, got {_described(value)}")
     number = float(value)
-    if not (low < number if open_low else low <= number) or not number <= high:
+    above = low < number if open_low else low <= number
+    if not above or not number <= high or number == math.inf:
         span = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise ValueError(f"{function}: {argument} must lie in {span}, got {value}")
     return number
@@ -228,53 +257,6 @@ def non_negative(
     if isinstance(value, (bool, int, float, np.generic)) and not float(value) >= 0:
         raise ValueError(f"{function}: {argument} must be 0 or more, got {value}")
     return broadcast(function, argument, array, shape, wanted)
-
-
-def segments(function: str, ids: Any, count: Any, n: int) -> tuple[Array, int]:
-    """Returns one segment id for each class, and the number of segments."""
-    ids = class_ids(function, "segment_ids", ids, (n,), "one for each class")
-    number = integer(function, "num_segments", count)
-    if number < 0:
-        raise ValueError(f"{function}: num_segments must be 0 or more, got {number}")
-    return ids, number
-
-
-def classes(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:
-    """Returns class ids broadcast to `shape`; those given as one number must lie in [0, n)."""
-    ids = array(function, argument, value)
-    if not _is_kind(ids.dtype, jnp.integer):
-        raise TypeError(f"{function}: {argument} must be an integer, got dtype {ids.dtype}")
-    if isinstance(value, (int, np.integer)) and not 0 <= value < n:
-        raise ValueError(f"{function}: {argument} must lie in [0, {n}), got {value}")
-    return broadcast(function, argument, wide_integer(ids), shape, "the shape without the axis")
-
-
-def wide_integer(ids: Array) -> Array:
-    """Returns integers in a type that holds the number of classes, and no id wraps into range."""
-    return ids if ids.dtype.itemsize >= 4 and ids.dtype != jnp.uint32 else ids.astype(jnp.int32)
-
-
-def labels(function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]) -> Array:
-    """Returns class ids of the shape without the axis, or target probabilities of the shape."""
-    value = array(function, "labels", value)
-    if value.dtype == jnp.bool_:
-        raise TypeError(f"{function}: labels must be integers or floating, got dtype bool")
-    if not is_discrete(value):
-        same_shape(function, "labels", value, shape, "target probabilities, as the logits")
-        return value
-    rows = tuple(size for a, size in enumerate(shape) if a not in reduced)
-    axis = reduced[0] if len(reduced) == 1 else reduced
-    same_shape(function, "labels", value, rows, f"logits {shape} without axis {axis}")
-    return wide_integer(value)
-
-
-def class_ids(function: str, argument: str, value: Any, shape: tuple[int, ...], of: str) -> Array:
-    """Returns class ids of the given shape."""
-    ids = array(function, argument, value)
-    if not _is_kind(ids.dtype, jnp.integer):
-        raise TypeError(f"{function}: {argument} must be integers, got dtype {ids.dtype}")
-    same_shape(function, argument, ids, shape, of)
-    return wide_integer(ids)
 
 
 def per_class(function: str, argument: str, value: Any, n: int, wanted: str) -> Array | None:
@@ -291,9 +273,14 @@ def matrix(function: str, argument: str, value: Array, x: Array) -> None:
     if x.ndim < 1:
         raise ValueError(f"{function}: x must have an axis of features, got shape {x.shape}")
     if value.ndim != 2 or value.shape[0] != x.shape[-1]:
+        cure = ""
+        if value.ndim == 2 and value.shape[1] == x.shape[-1]:
+            cure = f" (pass {argument}.T)"
+        elif value.shape == x.shape[:-1]:
+            cure = f" (are {argument} and labels swapped?)"
         raise ValueError(
             f"{function}: {argument} must have shape ({x.shape[-1]}, n) (x {x.shape} @ w), "
-            f"got {value.shape}"
+            f"got {value.shape}{cure}"
         )
 
 
@@ -317,17 +304,12 @@ def integer(function: str, argument: str, value: Any, wanted: str = "an integer"
         ) from None
 
 
-def ignore_index(function: str, value: Any, labels: Array) -> int:
-    """Returns the label to ignore as an integer."""
-    index = integer(function, "ignore_index", value)
-    if not is_discrete(labels):
-        raise ValueError(f"{function}: ignore_index must be None with target probabilities")
-    return index
-
-
 def softcap(function: str, value: Any) -> ArrayLike | None:
-    """Returns a positive number, or None."""
-    return None if value is None else number(function, "softcap", value, 0, math.inf, open_low=True)
+    """Returns a positive number, or None, which an infinite number stands for as well."""
+    if value is None or (isinstance(value, (float, np.floating)) and value == math.inf):
+        return None
+    cap = number(function, "softcap", value, 0, math.inf, open_low=True)
+    return _normal(cap) if isinstance(cap, float) else cap
 
 
 def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
@@ -349,6 +331,14 @@ def number_or_none(
     """As `number`; None stands for 0, with which nothing is computed."""
     value = number(function, argument, value, low, high)
     return None if isinstance(value, float) and value == 0 else value
+
+
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of one shape can be broadcast to the other."""
+    sizes = (1,) * (len(wanted) - len(shape)) + shape
+    return len(sizes) == len(wanted) and all(
+        a in (1, b) for a, b in zip(sizes, wanted, strict=True)
+    )
 
 
 def _described(value: Any) -> str:

@@ -15,7 +15,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsoft import _logits, _mesh, _online
-from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 from jaxsoft._online import Classes, Layer, Options, Statistics, Sums, Tokens
 
@@ -35,10 +34,6 @@ class Division(NamedTuple):
     classes: int
     keep: bool
     mesh: Mesh | None
-
-    def count(self, layer: Layer) -> int:
-        """How many classes there are in all."""
-        return ClassAxis(1, self.mesh).count(layer.w)
 
 
 class Live(NamedTuple):
@@ -154,11 +149,11 @@ def _chunk_gradients(
     kept = None
     if given is None:
         given, kept = _statistics(tokens, layer, division, keep=division.keep)
-    top = given.top
+    top, count = given.top, _online.class_count(layer, division.mesh)
 
     def loss_of(sums: Sums, temperature: Array | None, options: Options) -> Array:
         of_tokens = tokens._replace(temperature=temperature)
-        return _online.loss(Statistics(top, sums), of_tokens, options, division.count(layer))
+        return _online.loss(Statistics(top, sums), of_tokens, options, count)
 
     out, pullback = jax.vjp(loss_of, given.sums, tokens.temperature, layer.options)
     sums_bar, *bars = pullback(cotangent)

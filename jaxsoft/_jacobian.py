@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _simplex
+from jaxsoft import _checks, _labels, _simplex
 from jaxsoft._logits import compute_dtype
 from jaxsoft._matrix import SimplexMatrix
 
@@ -154,7 +154,7 @@ class SimplexJacobian(SimplexMatrix):
         """
         self._whole("merge")
         function, n = "SimplexJacobian.merge", self.weights.shape[-1]
-        ids, count = _checks.segments(function, segment_ids, num_segments, n)
+        ids, count = _labels.segments(function, segment_ids, num_segments, n)
         weights, dropped = _simplex.merged(self.weights, ids, count=count)
         return SimplexJacobian(weights, self.sink + dropped)
 

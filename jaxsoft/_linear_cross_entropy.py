@@ -3,22 +3,30 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft import _checks, _chunks, _logits, _mesh, _online, _sharding
+from jaxsoft import (
+    _checks,
+    _chunks,
+    _labels,
+    _logits,
+    _mesh,
+    _online,
+    _reduction,
+    _sharding,
+)
 from jaxsoft._autodiff import jvp_from_vjp, transposable
 from jaxsoft._axes import ClassAxis
 from jaxsoft._chunks import Division, Gradients, Live
 from jaxsoft._mesh import Mesh
 from jaxsoft._online import Layer, Options, Statistics, Tokens
+from jaxsoft._reduction import Reduction
 from jaxsoft._sharding import Places
-
-Reduction = Literal["mean", "sum", "none"]
 
 # On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
 # classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
@@ -61,14 +69,17 @@ def linear_cross_entropy(
         x: features, shape [..., d].
         w: weight of the layer, shape [d, n].
         labels: class ids, an integer array of shape [...].
-        bias: shape [n]. An entry of -inf takes a class out.
+        bias: shape [n]. An entry of -inf takes a class out: it has no probability, and no part of
+            the smoothed target.
         weights: of the examples, 0 or more, broadcastable to the shape of `labels`.
-        ignore_index: examples with this label have weight 0, whatever x holds there.
+        ignore_index: examples with this label have weight 0, whatever x holds there. There is no
+            default: -100, which others ignore unasked, is a label that does not exist.
         label_smoothing: α in [0, 1], the part of the target that is spread over all classes.
         z_loss: ζ ≥ 0, the weight of the squared logarithm of the partition function.
-        class_weights: shape [n]. They scale the losses; the mean divides by `weights` alone.
+        class_weights: shape [n]. They scale the losses; the mean divides by `weights` alone. For
+            the weighted mean of PyTorch see `cross_entropy`.
         temperature: T > 0, a number or one value for each example, broadcastable to [..., 1].
-        softcap: c > 0; finite logits are replaced by c tanh(logits / c).
+        softcap: c > 0; finite logits are replaced by c tanh(logits / c). An infinite c is no cap.
         reduction: "mean", which is 0 when the weights add up to 0; "sum"; or "none" for a loss for
             each example, times its weight.
         token_chunk: how many tokens are taken at a time, at most. Default: d, or 384 if that is
@@ -93,7 +104,8 @@ def linear_cross_entropy(
     Raises:
         TypeError: an argument is complex or not an array, `labels` are not integers, a chunk is no
             integer.
-        ValueError: an argument has the wrong shape or is out of its range, `reduction` is unknown.
+        ValueError: an argument has the wrong shape or is out of its range; a label that is a number
+            is outside [0, n) and not ignored; `reduction` is unknown.
 
     Numerics:
         Logits, statistics and sums over tokens are float32 or wider for 16-bit inputs too, and
@@ -119,19 +131,15 @@ def linear_cross_entropy(
     x, w = _checks.floating(name, "x", x), _checks.floating(name, "w", w)
     _checks.matrix(name, "w", w, x)
     shape, (d, n) = x.shape[:-1], w.shape
-    labels = _checks.class_ids(name, "labels", labels, shape, "x without its last axis")
-    if reduction not in get_args(Reduction):
-        raise ValueError(
-            f"{name}: reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}"
-        )
+    given, of = labels, "x without its last axis"
+    labels, ignored = _labels.ids(name, "labels", labels, shape, of, ignore_index)
+    _reduction.check(name, reduction)
     bias = _checks.per_class(name, "bias", bias, n, "one for each class")
     class_weights = _checks.per_class(
         name, "class_weights", class_weights, n, "one weight per class"
     )
     if weights is not None:
         weights = _checks.non_negative(name, "weights", weights, shape, "the shape of labels")
-    if ignore_index is not None:
-        ignore_index = _checks.ignore_index(name, ignore_index, labels)
     alike = {
         "labels": labels,
         "weights": weights,
@@ -140,13 +148,15 @@ def linear_cross_entropy(
         "temperature": _checks.temperature(name, temperature, (*shape, n), (len(shape),)),
         "softcap": _checks.softcap(name, softcap),
     }
+    mesh = _checks.mesh(name, axis_name, x=x, **alike)
+    _labels.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
     division = _division(
         d,
         n,
         reduction,
         _checks.positive_or_none(name, "token_chunk", token_chunk),
         _checks.positive_or_none(name, "vocab_chunk", vocab_chunk),
-        _checks.mesh(name, axis_name, x=x, **alike),
+        mesh,
     )
     return _linear_cross_entropy(
         x,
@@ -154,7 +164,7 @@ def linear_cross_entropy(
         bias=bias,
         class_weights=class_weights,
         **alike,
-        ignore_index=ignore_index,
+        ignore_index=ignored,
         reduction=reduction,
         division=division,
     )
@@ -241,7 +251,8 @@ def _linear_cross_entropy(
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
     else:
         if scale is not None:
-            scale = jnp.where(scale > 0, scale, jnp.nan).reshape(-1)
+            scale = _logits.positive(scale.reshape(-1), dtype)
+            scale = scale if ignored is None else jnp.where(ignored, 1, scale)
         copied = functools.partial(_mesh.copied, like=w, mesh=mesh)
         x = x if mesh is None else x.astype(dtype)  # its gradient is added up before it is rounded
         tokens = Tokens(copied(x), axis.places(labels, w), valid, ignored, copied(scale))
@@ -249,16 +260,11 @@ def _linear_cross_entropy(
         if reduction != "none":
             total = weighted_sum(tokens, layer, copied(factors), division, common)
             total = _mesh.joined(total, mesh)
-            return total if reduction == "sum" else _over(total, jnp.sum(factors))
+            return total if reduction == "sum" else _reduction.over(total, jnp.sum(factors))
         out = _mesh.joined(losses(tokens, layer, division, common), mesh)
-        out = _online.weighted(factors, out)
-    if reduction == "none":
-        return out.reshape(shape)
-    return jnp.sum(out) if reduction == "sum" else _over(jnp.sum(out), jnp.sum(factors))
-
-
-def _over(total: Array, count: Array) -> Array:
-    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+        out = _reduction.weighted(factors, out)
+    out = _reduction.reduced(out, factors, reduction)
+    return out.reshape(shape) if reduction == "none" else out
 
 
 @jax.tree_util.register_static
@@ -304,7 +310,8 @@ def _losses(tokens: Tokens, layer: Layer, division: Division, dtype: DTypeLike) 
 
 
 def _loss(statistics: Statistics, tokens: Tokens, layer: Layer, division: Division) -> Array:
-    return _online.loss(statistics, tokens, layer.options, division.count(layer))
+    count = _online.class_count(layer, division.mesh)
+    return _online.loss(statistics, tokens, layer.options, count)
 
 
 losses = jvp_from_vjp(_losses)
@@ -343,7 +350,7 @@ def _weighted_sum(
     tokens: Tokens, layer: Layer, weights: Array, division: Division, dtype: DTypeLike
 ) -> Array:
     out = _loss(_chunks.statistics(tokens, layer, division), tokens, layer, division)
-    return jnp.sum(_online.weighted(weights, out))
+    return jnp.sum(_reduction.weighted(weights, out))
 
 
 weighted_sum = jvp_from_vjp(_weighted_sum)
@@ -359,7 +366,7 @@ def _weighted_sum_fwd(
         return _chunks.gradients(tokens, layer, weights, live, division)
 
     out, bars = gradients(tokens, layer, weights.value)
-    total = jnp.sum(_online.weighted(weights.value, out))
+    total = jnp.sum(_reduction.weighted(weights.value, out))
     residuals = _mesh.shares(out, out, division.mesh), bars
     return _mesh.evenly(total, division.mesh), residuals
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
-from jaxsoft._autodiff import jvp_from_vjp
+from jaxsoft._autodiff import jvp_from_vjp, linear_map
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 from jaxsoft._softmax import are_few, minus_top, probabilities, sum_of_few
@@ -89,10 +89,8 @@ def _log_softmax(
     return _axes.unmerge_axes(_logits.keep_inputs(logarithms), axes, shape)
 
 
-# ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j, which sums to 0. Where one p_k exceeds 1/2 its entry is minus the sum of
-# the others, so that nothing is subtracted from 1. For the transpose this is the subtraction of
-# v_k with which `jacobian_product` begins. An entry of -inf is a constant: its cotangent counts for
-# nothing.
+# ȳ ↦ z̄ = ȳ - p Σ_j ȳ_j, and its transpose ż ↦ ẏ = ż - Σ_j p_j ż_j. An entry of -inf is a constant:
+# its cotangent counts for nothing.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_probabilities(z: Array, sink: Array | None, row: _rows.Row, axis: ClassAxis) -> Array:
     return (z - axis.expand(row.top)) - axis.expand(row.log_normalizer)
@@ -112,24 +110,45 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     row = _apart(row)
     p, p_sink = probabilities(z, sink, row.top, row.normalizer, axis, z.dtype)
     y_bar = _apart(jnp.where(z == -jnp.inf, 0, cotangent))
-    few = p_sink is None and are_few(p, axis)
-    p = _apart(p) if few else p
-
-    def sum_of(terms: Array) -> Array:
-        return sum_of_few(terms, axis) if few else axis.expand(_apart(axis.sum(terms)))
-
-    total = sum_of(y_bar)
-    z_bar = y_bar - p * total
-    excess, sink_bar = sum_of(z_bar), None
-    if p_sink is not None:
-        p_sink = axis.expand(_mesh.joined(p_sink, axis.mesh))
-        sink_bar = -p_sink * total
-        excess += sink_bar
-        sink_bar = _mesh.shares(sink_bar.squeeze(axis.position), z, axis.mesh)
-    return z_bar + minus_top(p) * excess, sink_bar, None
+    if p_sink is None:
+        return _residual(p, y_bar, axis), None, None
+    total = axis.expand(_apart(axis.sum(y_bar)))
+    p_sink = axis.expand(_mesh.joined(p_sink, axis.mesh))
+    z_bar, sink_bar = y_bar - p * total, -p_sink * total
+    excess = axis.expand(axis.sum(z_bar)) + sink_bar
+    sink_bar = _mesh.shares(sink_bar.squeeze(axis.position), z, axis.mesh)
+    return z_bar - jnp.where(p > 0.5, excess, 0), sink_bar, None
 
 
 _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
+
+
+# Where one p_k exceeds 1/2, z̄_k is minus the sum of the others, for z̄ sums to 0; in the transpose
+# ż_k is subtracted from all first. So nothing is subtracted from 1.
+def _residual(p: Array, y_bar: Array, axis: ClassAxis) -> Array:
+    """ȳ - p Σ_j ȳ_j."""
+    constant = lax.stop_gradient(p)
+
+    def sum_of(terms: Array) -> Array:
+        if are_few(p, axis):
+            at = axis.position
+            shape = (*p.shape[: at + 1], *p.shape[at:])
+            return sum_of_few(jnp.broadcast_to(jnp.expand_dims(terms, at + 1), shape), at)
+        return axis.expand(_apart(axis.sum(terms)))
+
+    def product(y_bar: Array) -> Array:
+        p = _apart(constant) if are_few(constant, axis) else constant
+        z_bar = y_bar - p * sum_of(y_bar)
+        return z_bar + minus_top(p) * sum_of(z_bar)
+
+    def transpose(z_dot: Array) -> Array:
+        u = z_dot - sum_of(jnp.where(constant > 0.5, z_dot, 0))
+        return u - sum_of(constant * u)
+
+    def formula(y_bar: Array) -> Array:
+        return y_bar - p * axis.expand(axis.sum(y_bar))
+
+    return linear_map(formula, product, transpose)(y_bar)
 
 
 # On the CPU XLA would else mix the forward pass with the backward one, and sums with what they are

@@ -62,6 +62,8 @@ def prepare(
         sink: with the axis of size 1.
     """
     dtype = compute_dtype(x.dtype)
+    if x.dtype.itemsize < 2:  # such a type may have no infinity for what is masked
+        x = x.astype(dtype)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
     z = x.astype(dtype)
@@ -70,7 +72,7 @@ def prepare(
     sink = None if sink is None else sink.astype(dtype).squeeze(axis.position)
     shift = None
     if temperature is not None:
-        temperature = jnp.where(temperature > 0, temperature, jnp.nan).astype(dtype)
+        temperature = positive(temperature, dtype)
         # Finite for a row of -inf alone too, and so is the sink when this is subtracted from it.
         of_row, centre = temperature.squeeze(axis.position), _mesh.largest(top, axis.mesh)
         shift = scaled(centre, of_row)
@@ -99,11 +101,13 @@ def centred(
 
 
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
-# zero cotangent stays zero. An eighth of two numbers of any size has a finite difference, and an
-# eighth of any temperature a reciprocal that does not underflow.
+# zero cotangent stays zero. With T > 1 all is taken in eighths: those of two numbers of any size
+# have a finite difference, and that of T has a reciprocal that does not underflow. With T ≤ 1 a
+# difference that overflows does so after the division as well, and an eighth of T might underflow.
 @jax.custom_vjp
 def _scaled_rule(x: Array, top: Array, temperature: Array) -> Array:
-    z = (x / 8 - top / 8) / (temperature / 8)
+    unit = jnp.where(temperature > 1, 0.125, 1).astype(x.dtype)
+    z = (x * unit - top * unit) / (temperature * unit)
     return jnp.maximum(z, jnp.finfo(z.dtype).min)
 
 
@@ -117,12 +121,36 @@ def _scaled_fwd(x: Array, top: Array, temperature: Array) -> tuple[Array, tuple[
 
 def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array]:
     z, temperature = residuals
-    x_bar = cotangent / temperature
+    x_bar = divided(cotangent, temperature)
+    # An entry so far below the maximum that its derivative by T overflows is a constant.
+    z = jnp.where(jnp.isinf(z / temperature), 0, z)
     axes = [a for a in range(z.ndim) if temperature.shape[a] == 1]
     return x_bar, None, -jnp.sum(x_bar * z, axes, keepdims=True)
 
 
 _scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
+
+
+# JAX's derivative of a quotient has 1 / y² in it, which is infinite for y = 1e-20 and 0 for y = 1e20;
+# in units of a power of two near y it is about 1.
+def divided(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x / y for y > 0, with derivatives that have the range of the type."""
+    finfo = jnp.finfo(y.dtype)
+    power = lax.reduce_precision(lax.stop_gradient(y), finfo.nexp, 0)
+    scale = 1 / jnp.clip(power, finfo.tiny, 1 / finfo.tiny)
+    return (x * scale) / (y * scale)
+
+
+def positive(option: Shaped[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+    """An option that must be positive, of the given type and no subnormal number; else NaN."""
+    return nan_unless(option > 0, jnp.maximum(option.astype(dtype), jnp.finfo(dtype).tiny))
+
+
+def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x, and NaN where it is not valid."""
+    # By 0 / 0 rather than by a selection: where all is valid no NaN is in the program, at which
+    # `jax_debug_nans` would stop.
+    return x + 0 / valid.astype(x.dtype)
 
 
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
@@ -136,13 +164,15 @@ def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return lax.reduce(z, lowest, lax.max, (axis,))
 
 
+# Of a ratio that is too small for a normal number c tanh(x / c) is x to the last bit.
 def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:
     """c tanh(x / c), in the compute type; an infinite logit stays, be it a mask or an error."""
     x = x.astype(compute_dtype(x.dtype))
-    c = jnp.asarray(softcap, x.dtype)
-    c = jnp.where(c > 0, c, jnp.nan)
+    finfo = jnp.finfo(x.dtype)
+    c = jnp.minimum(positive(jnp.asarray(softcap), x.dtype), finfo.max)
     infinite = jnp.isinf(x)
-    return jnp.where(infinite, x, c * jnp.tanh(jnp.where(infinite, 0, x) / c))
+    ratio = divided(jnp.where(infinite, 0, x), c)
+    return jnp.where(infinite | (jnp.abs(ratio) < finfo.tiny), x, c * jnp.tanh(ratio))
 
 
 def keep_inputs(fun: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _eigenvalues, _factors, _inverse, _simplex, _spectrum
+from jaxsoft import _checks, _eigenvalues, _factors, _inverse, _labels, _simplex, _spectrum
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 
@@ -69,7 +69,7 @@ class SimplexMatrix:
         """
         mesh = self._mesh("row")
         n = ClassAxis(-1, mesh).count(self.weights)
-        i = _checks.classes("SimplexJacobian.row", "i", i, n, self.sink.shape)
+        i = _labels.one_class("SimplexJacobian.row", "i", i, n, self.sink.shape)
         return _simplex.row(self.weights, self.sink, i, mesh=mesh)
 
     def diagonal(self) -> Float[Array, "*batch n"]:

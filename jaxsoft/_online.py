@@ -13,7 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsoft import _axes, _logits, _mesh
+from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
+from jaxsoft._reduction import weighted
 
 
 class Tokens(NamedTuple):
@@ -182,11 +184,23 @@ def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
 
 
 def _class_weights(classes: Classes) -> Array:
-    """The class weights of a chunk, 0 in the columns that count elsewhere."""
-    weights, w = classes.layer.options.class_weights, classes.layer.w
+    """The class weights of a chunk, 0 for a class that is out or whose column counts elsewhere."""
+    options, w = classes.layer.options, classes.layer.w
+    weights = options.class_weights
     if weights is None:
         weights = _mesh.typed(jnp.ones(w.shape[1], _logits.compute_dtype(w.dtype)), w)
+    if options.bias is not None:
+        weights = jnp.where(options.bias == -jnp.inf, 0, weights)
     return weights if classes.fresh is None else jnp.where(classes.fresh, weights, 0)
+
+
+def class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
+    """How many classes there are in all, but for those that a bias of -inf takes out."""
+    bias = layer.options.bias
+    if bias is None or layer.options.label_smoothing is None:
+        return ClassAxis(1, mesh).count(layer.w)
+    here = jnp.sum(lax.stop_gradient(bias) != -jnp.inf, dtype=bias.dtype)
+    return _mesh.copied(_mesh.total(here, mesh), bias, mesh)
 
 
 # loss = (1 - α) w_y l_y + (α/n) Σ_j w_j l_j + ζ (log Z + m/T)² with l_j = (m - u_j)/T + log Z,
@@ -194,7 +208,9 @@ def _class_weights(classes: Classes) -> Array:
 # log(1 + A/e_y), whose derivatives 1/Z by A and -A/Z by u_y are exact as automatic differentiation
 # makes them, and so is every further one. Of another label e_y/Z is at most 1/2, and l_y is the sum
 # of two terms that are not negative.
-def loss(statistics: Statistics, tokens: Tokens, options: Options, n: int) -> Float[Array, " t"]:
+def loss(
+    statistics: Statistics, tokens: Tokens, options: Options, n: Array | int
+) -> Float[Array, " t"]:
     """The loss of each token among n classes."""
     top, (others, label, weight, spread, total) = statistics
     temperature = tokens.temperature
@@ -211,7 +227,7 @@ def loss(statistics: Statistics, tokens: Tokens, options: Options, n: int) -> Fl
     )
     if options.label_smoothing is not None and spread is not None and total is not None:
         smoothing = options.label_smoothing
-        smoothing = jnp.where((smoothing >= 0) & (smoothing <= 1), smoothing, jnp.nan)
+        smoothing = _logits.nan_unless((smoothing >= 0) & (smoothing <= 1), smoothing)
         even = weighted(smoothing / n, spread + total * log_normalizer)
         out = weighted(1 - smoothing if weight is None else (1 - smoothing) * weight, out) + even
     elif weight is not None:
@@ -222,13 +238,8 @@ def loss(statistics: Statistics, tokens: Tokens, options: Options, n: int) -> Fl
         out += options.z_loss * log_partition**2
     # By multiplication, for the gradient of a label that does not exist is NaN as well.
     valid = tokens.valid if tokens.ignored is None else tokens.valid | tokens.ignored
-    out *= jnp.where(valid, 1, jnp.nan)
+    out *= _logits.nan_unless(valid, jnp.ones_like(out))
     return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
-
-
-def weighted(weight: Array, loss: Array) -> Array:
-    """The product, with 0 · inf = 0: what has no weight has no loss."""
-    return weight * jnp.where((weight == 0) & (loss == jnp.inf), 0, loss)
 
 
 def _gap(u: Array, top: Array, temperature: Array | None) -> Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _axes, _checks, _logits, _sharding
+from jaxsoft import _axes, _checks, _labels, _logits, _sharding
 from jaxsoft._axes import ClassAxis
-from jaxsoft._softmax import defect, jacobian_product, undominated
+from jaxsoft._softmax import jacobian_product, undominated
 
 
 def softmax_jvp(
@@ -160,8 +160,8 @@ def softmax_derivative(
     axes = _checks.axes("softmax_derivative", axis, p.ndim)
     n = math.prod(p.shape[a] for a in axes)
     rows = tuple(size for a, size in enumerate(p.shape) if a not in axes)
-    i = _checks.classes("softmax_derivative", "i", i, n, rows)
-    j = _checks.classes("softmax_derivative", "j", j, n, rows)
+    i = _labels.one_class("softmax_derivative", "i", i, n, rows)
+    j = _labels.one_class("softmax_derivative", "j", j, n, rows)
     return _entry(p, i, j, axes=axes) if p.size else jnp.full(rows, jnp.nan, p.dtype)
 
 
@@ -173,6 +173,7 @@ def _entry(p: Array, i: Array, j: Array, *, axes: tuple[int, ...]) -> Array:
     inside = (i >= 0) & (i < n) & (j >= 0) & (j < n)
     i, j = jnp.clip(i, 0, n - 1), jnp.clip(j, 0, n - 1)
     others = axis.sum(jnp.where(axis.one_hot(i, p), 0, p))
-    same = others + defect(p, axis)
+    total = axis.sum(p)
+    same = others + (lax.stop_gradient(total) - total)  # 1 - Σp is 0, but not its derivative
     entry = axis.take(p, i) * jnp.where(i == j, same, -axis.take(p, j))
-    return jnp.where(inside, entry, jnp.nan).astype(dtype)
+    return _logits.nan_unless(inside, entry).astype(dtype)

@@ -20,7 +20,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxsoft import _mesh
 from jaxsoft._axes import ClassAxis, one_hot, take
-from jaxsoft._logits import LONG, Logits
+from jaxsoft._logits import LONG, Logits, nan_unless
 
 ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
 _SHORT = 16  # the length of a short row
@@ -207,7 +207,7 @@ def in_one_pass(z: Float[Array, "..."], axis: int) -> Row:
     nothing = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), jnp.asarray(-1, z.dtype)
     top, rest = lax.reduce((z, jnp.zeros_like(z)), nothing, _united, (axis,))
     # A row with +inf is NaN.
-    return Row(top, jnp.where(top == jnp.inf, jnp.nan, rest))
+    return Row(top, nan_unless(top != jnp.inf, rest))
 
 
 def _with_sink(row: Row, sink: Array | None) -> Row:
@@ -215,7 +215,7 @@ def _with_sink(row: Row, sink: Array | None) -> Row:
     if sink is None:
         return row
     top, rest = _united(row, (sink, jnp.zeros_like(sink)))
-    return Row(top, jnp.where(top == jnp.inf, jnp.nan, rest))
+    return Row(top, nan_unless(top != jnp.inf, rest))
 
 
 def _united(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -287,7 +287,7 @@ def _apart_if_narrow(x: Array, axis: int) -> bool:
 # were its own: XLA joins nothing across a selection by what is finite.
 def _divided_sum_of_narrow(x: Array, top: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     def exponentials(x: Array, earlier: Array) -> Array:
-        own_top = jnp.where(jnp.isfinite(earlier), top, jnp.nan)
+        own_top = jnp.where(jnp.isfinite(earlier), top, 0)
         return jnp.exp(x.astype(dtype) - jnp.expand_dims(own_top, -1))
 
     terms, _ = _parts(exponentials(lax.optimization_barrier(x), top))
@@ -347,16 +347,18 @@ def other_mass(loss: Float[Array, "..."]) -> Float[Array, "..."]:
     return -jnp.expm1(-loss)
 
 
+# Of a class with p = 0 the term is q: it belongs to a sum over all classes, in which q and p both
+# add up to 1.
 def divergence_terms(
-    p: Float[Array, "..."], q: Float[Array, "..."], log_ratio: Float[Array, "..."]
+    p: Float[Array, "..."], q: Float[Array, "..."], quarter: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """p (exp(d) - 1 - d) for d = log q - log p: none is negative, and none cancels."""
-    near = jnp.abs(log_ratio) < 0.5
-    d = jnp.where(near, log_ratio, 0)
+    """p (exp(d) - 1 - d) for d / 4 = (log q - log p) / 4: none is negative, and none cancels."""
+    near = (jnp.abs(quarter) < 0.125) & (p != 0)
+    d = jnp.where(near, 4 * quarter, 0)
     series = jnp.zeros_like(d)
     for k in range(_SERIES_TERMS + 1, 1, -1):
         series = series * d + 1 / math.factorial(k)
-    far = (q - p) - jnp.where(p == 0, 0, p * log_ratio)
+    far = (q - p) - 4 * (p * quarter)
     return jnp.where(near, p * (d * d * series), far)
 
 
@@ -365,7 +367,8 @@ def difference(
 ) -> Float[Array, "..."]:
     """q - p from the logarithm of their ratio, to its last bits where both round to 1."""
     d = -jnp.abs(log_ratio)
-    return jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
+    exact = jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
+    return jnp.where(p == 0, q, exact)
 
 
 def _chunked(z: Array, axis: int, chunks: int) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks
+from jaxsoft import _checks, _labels
 from jaxsoft._jacobian import SimplexJacobian
 from jaxsoft._products import softmax_jvp
 from jaxsoft._softmax import softmax
@@ -230,7 +230,7 @@ def slopes(
         raise ValueError(f"{name}: logits must have shape (n,) with n ≥ 2, got {values.shape}")
     if not bool(jnp.isfinite(values).all()):
         raise ValueError(f"{name}: logits must be finite")
-    at = int(_checks.classes(name, "index", index, n, ()))
+    at = int(_labels.one_class(name, "index", index, n, ()))
     names = _names(name, class_names, n)
 
     present = float(values[at])
