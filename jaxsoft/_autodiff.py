@@ -38,18 +38,18 @@ def jvp_from_vjp(
     Derivatives are taken only for the arguments that are being differentiated. Nothing but the
     residuals of the stated rule is kept between the passes.
 
-    Derivatives of order two are those of the rule. Where the rule calls `fun`, or another
-    `jax.custom_vjp` function that was given to `jvp_from_vjp`, it gets the function returned here,
-    and these derivatives are as analytic as the first. Outside of such rules `fun` itself stays
-    as it is.
+    Derivatives of order two are those of the rule, and as analytic as the first: where the rule
+    calls `fun` itself, or another `jax.custom_vjp` function that was given to `jvp_from_vjp`, it
+    gets the function with all modes. Elsewhere `fun` stays as it is. A rule that calls a
+    `jax.custom_vjp` function that was not given has no forward mode of order two.
 
     Args:
-        fun: a `jax.custom_vjp` function, or any other function that `jax.vjp` accepts; its rule
-            may be defined later. Arguments and results may be pytrees; integer and boolean leaves
-            (labels, masks) are held fixed. The backward rule must be linear in the cotangent and
-            built from operations that JAX can transpose; a constant that it adds is lost. Arguments
-            may be given by keyword, except where they are keyword-only: for options, wrap the
-            result in a function.
+        fun: a `jax.custom_vjp` function, whose rule may be defined later, or any other function
+            that `jax.vjp` accepts. The backward rule must be linear in the cotangent and built
+            from operations that JAX can transpose; a constant that it adds is lost. Arguments and
+            results may be pytrees; integer and boolean leaves (labels, masks) are held fixed.
+            Arguments may be given by keyword where `fun` has them by position too; for keyword
+            options, wrap the result in a function.
         nondiff_argnums: positions of static arguments, as in `jax.custom_vjp`; taken from `fun`
             when it is a `jax.custom_vjp` function that has them.
 
@@ -57,8 +57,8 @@ def jvp_from_vjp(
         A function of the same arguments.
 
     Raises:
-        TypeError: `fun` is not callable. When differentiated: the backward rule cannot be
-            transposed.
+        TypeError: `fun` is not callable; or, where a derivative is taken, the backward rule cannot
+            be transposed.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -115,9 +115,10 @@ def jvp_from_vjp(
 _in_rule: ContextVar[bool] = ContextVar("_in_rule", default=False)
 
 
-# A rule mostly calls the very `custom_vjp` function that it belongs to, which at order two is the
-# one that refuses forward mode. Python looks `__call__` up in the class, so that of this one object
-# becomes a subclass. In the rule alone: elsewhere the object behaves as its author left it.
+# A forward rule usually calls the `custom_vjp` function that it belongs to. At order two that call
+# is differentiated, and refuses forward mode. Python looks `__call__` up in the class of an object,
+# so `fun` gets a subclass of its own. Its calls change within rules only: elsewhere `fun` keeps
+# refusing forward mode, as its author may rely on.
 def _redirect(fun: Callable[..., Out], differentiable: Callable[..., Out]) -> None:
     """Lets calls of a `custom_vjp` function within any rule mean the differentiable function."""
     cls = type(fun)
