@@ -1,7 +1,8 @@
 """One analytic rule for every differentiation mode."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -111,8 +112,16 @@ def jvp_from_vjp(
     return differentiable
 
 
-# Whether a rule is being traced: JAX runs both halves of it within `_transposed_rule`.
 _in_rule: ContextVar[bool] = ContextVar("_in_rule", default=False)
+
+
+@contextlib.contextmanager
+def _within_rule() -> Iterator[None]:
+    token = _in_rule.set(True)
+    try:
+        yield
+    finally:
+        _in_rule.reset(token)
 
 
 # A forward rule usually calls the `custom_vjp` function that it belongs to. At order two that call
@@ -125,24 +134,20 @@ def _redirect(fun: Callable[..., Out], differentiable: Callable[..., Out]) -> No
 
     @functools.wraps(cls.__call__)
     def call(self: Callable[..., Out], *args: Any, **kwargs: Any) -> Out:
-        meant = differentiable if _in_rule.get() else functools.partial(cls.__call__, self)
-        return meant(*args, **kwargs)
+        if _in_rule.get():
+            return differentiable(*args, **kwargs)
+        # In reverse mode JAX runs the forward rule now. Where that is jitted, it is traced once for
+        # both, so that the trace has to be the differentiable one.
+        with _within_rule():
+            return cls.__call__(self, *args, **kwargs)
 
     body = {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__}
     fun.__class__ = type(cls.__name__, (cls,), body)
 
 
+# JAX runs both halves of the rule of `fun` in here.
+@_within_rule()
 def _transposed_rule(
-    fun: Callable[..., PyTree], nondiff_argnums: Sequence[int], *args: Any
-) -> tuple[PyTree, PyTree]:
-    token = _in_rule.set(True)
-    try:
-        return _derivative(fun, nondiff_argnums, *args)
-    finally:
-        _in_rule.reset(token)
-
-
-def _derivative(
     fun: Callable[..., PyTree], nondiff_argnums: Sequence[int], *args: Any
 ) -> tuple[PyTree, PyTree]:
     *static, primals, tangents = args

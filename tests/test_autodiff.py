@@ -312,6 +312,13 @@ def test_the_rule_may_be_defined_later_and_given_twice():
         np.testing.assert_allclose(jax.hessian(fun)(X[0]), 4 * EXP[0], rtol=1e-6)
 
 
+def test_a_jitted_rule_that_was_traced_for_the_function_given():
+    f = calls_itself_within_jit()
+    g = jvp_from_vjp(f)
+    assert float(jax.grad(f)(0.0)) == 2
+    assert float(jax.hessian(g)(0.0)) == 4
+
+
 def test_the_function_given_stays_as_it_is():
     f = calls_itself()
     before = inspect.signature(f), f.__name__, type(f).__name__
