@@ -1,11 +1,13 @@
 """Every function in every mode, against `jax.jacfwd` of a plain float64 reference."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import jet
 from jax.test_util import check_grads
 
 import jaxsoft
@@ -190,6 +192,32 @@ def test_third_order_of_softmax():
 def test_numerical_derivatives_of_order_two(name):
     fun, _, args = CASES[name]
     check_grads(fun, tuple(map(jnp.asarray, args)), order=2, modes=("fwd", "rev"))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "cross_entropy"])
+def test_taylor_coefficients(name):
+    """Along a curve of the third degree, by `jax.jvp` within `jax.jvp`."""
+    fun, reference, (x,) = CASES[name]
+    x, *series = map(jnp.asarray, (x, Y, V, X[::-1]))
+
+    def coefficients(fun):
+        v, w, u = series
+        derivative = lambda t: fun(x + t * v + t**2 / 2 * w + t**3 / 6 * u)
+        out = []
+        for _ in series:
+            along = lambda f, t: jax.jvp(f, (t,), (1.0,))[1]
+            derivative = functools.partial(along, derivative)
+            out.append(derivative(0.0))
+        return jnp.stack(out)
+
+    exact = jax.jit(lambda: coefficients(reference))()
+    np.testing.assert_allclose(jax.jit(lambda: coefficients(fun))(), exact, atol=1e-12)
+    # `jet` raises on functions with a rule (jax-ml/jax#30352). Once it does not, it leaves the
+    # rules out, and might return the wrong values.
+    refusals = (KeyError, TypeError, AttributeError, jax.errors.UnexpectedTracerError)
+    with contextlib.suppress(*refusals):
+        _, by_jet = jet.jet(fun, (x,), (series,))
+        np.testing.assert_allclose(jnp.stack(by_jet), exact, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["softmax", "cross_entropy", "entropy"])
