@@ -144,6 +144,20 @@ def product(
     return out - anchor(a, a0, mesh)[0] * excess[..., None]
 
 
+@functools.partial(jax.jit, static_argnames=("columns", "mesh"))
+def products(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b k l"],
+    *,
+    columns: bool,
+    mesh: Mesh | None,
+) -> Float[Array, "*b k l"]:
+    """C times each column of v, or each row times C."""
+    axis = -1 if columns else -2
+    return jax.vmap(lambda v: product(s, s0, v, mesh), axis, axis)(v)
+
+
 @jit
 def quadratic_form(
     s: Float[Array, "*b n"],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _logits
+from jaxsoft._sizes import known
 from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
@@ -65,13 +66,18 @@ def attention_jacobian(
     shapes = [x.shape for x in given]
     for argument, shape, wanted in zip("qKV", shapes, ("[d]", "[m, d]", "[m, d_v]"), strict=True):
         if len(shape) != 1 + (argument != "q"):
-            raise ValueError(f"{name}: {argument} must have shape {wanted}, got {shape}")
+            raise ValueError(
+                f"{name}: {argument} must have shape {wanted}, got {shape}; for more queries or "
+                "heads: jax.vmap"
+            )
     (d,), (m, keys), (values, _) = shapes
     if keys != d:
         raise ValueError(f"{name}: K must have shape ({m}, {d}) (q {shapes[0]}), got {shapes[1]}")
     if values != m:
         raise ValueError(f"{name}: V must have {m} rows (K {shapes[1]}), got {shapes[2]}")
-    alpha: Any = 1 / math.sqrt(max(d, 1))
+    # Of a symbolic size (`jax.export`), which is 1 or more, as an array.
+    counted = known(lambda: int(d) >= 0, False)
+    alpha: Any = 1 / math.sqrt(max(d, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(d, float))
     if scale is not None:
         alpha = _checks.number(name, "scale", scale, -math.inf, math.inf)
     if bias is not None:

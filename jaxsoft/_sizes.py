@@ -1,0 +1,13 @@
+"""Questions about sizes that may be symbolic (`jax.export`), with a default if JAX cannot tell."""
+
+from collections.abc import Callable
+
+import jax
+
+
+def known(question: Callable[[], bool], default: bool) -> bool:
+    """The answer to a question about sizes, or the default where a size is symbolic."""
+    try:
+        return bool(question())
+    except jax.core.InconclusiveDimensionOperation:
+        return default
