@@ -402,7 +402,7 @@ def batch_index(function: str, index: Any, shape: tuple[int, ...]) -> tuple[Any,
             axis = len(batch) - rest
         elif isinstance(item, (int, np.integer)) and not isinstance(item, bool):
             size = batch[axis]
-            if known(functools.partial(_outside, item, size), False):
+            if known(functools.partial(_outside, int(item), size), False):
                 raise IndexError(
                     f"{function}: {item} lies outside of batch axis {axis} of size {size}"
                 )

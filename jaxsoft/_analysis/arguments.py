@@ -1,26 +1,21 @@
 """Checks of what the functions of `jaxsoft.analysis` take besides arrays of logits."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsoft import _checks
 
-# What makes a tree of arrays of a model that holds functions and flags besides.
-_PARTITION = "with Equinox: params, static = eqx.partition(model, eqx.is_inexact_array)"
 
-
-def callable_or_raise(function: str, argument: str, value: Any, order: str) -> Callable[..., Any]:
-    """Returns what can be called, or raises `TypeError` that names the order of the arguments."""
+def callable_or_raise(function: str, argument: str, value: Any, following: Any) -> Any:
+    """Returns what can be called, or raises `TypeError`; the next argument may be it instead."""
     if not callable(value):
+        order = f"; {argument} comes first, then its arguments" if callable(following) else ""
         raise TypeError(
-            f"{function}: {argument} must be callable, got {type(value).__name__}; the order is "
-            f"{function}({order})"
+            f"{function}: {argument} must be callable, got {type(value).__name__}{order}"
         )
     return value
 
@@ -57,23 +52,17 @@ def parameters(function: str, argument: str, tree: PyTree) -> PyTree:
     arrays = []
     for path, value in leaves:
         name = argument + jax.tree_util.keystr(path)
-        if not _is_array(value):
-            raise TypeError(
+        if callable(value) or isinstance(value, (bool, int)):
+            raise TypeError(  # the functions and flags of a model
                 f"{function}: {argument} must be a pytree of arrays, got a leaf of type "
-                f"{type(value).__name__} ({name}); {_PARTITION}"
+                f"{type(value).__name__} ({name}); with Equinox: params, static = "
+                "eqx.partition(model, eqx.is_inexact_array)"
             )
         leaf = _checks.array(function, name, value)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{function}: {name} must be floating, got dtype {leaf.dtype}; {_PARTITION}"
-            )
+            raise TypeError(f"{function}: {name} must be floating, got dtype {leaf.dtype}")
         arrays.append(leaf)
     return jax.tree.unflatten(treedef, arrays)
-
-
-def _is_array(value: Any) -> bool:
-    kinds = jax.Array, np.ndarray, np.generic, bool, int, float, complex
-    return isinstance(value, kinds) or hasattr(value, "__jax_array__")
 
 
 def direction(function: str, tree: PyTree, params: PyTree) -> PyTree:

@@ -66,10 +66,7 @@ def attention_jacobian(
     shapes = [x.shape for x in given]
     for argument, shape, wanted in zip("qKV", shapes, ("[d]", "[m, d]", "[m, d_v]"), strict=True):
         if len(shape) != 1 + (argument != "q"):
-            raise ValueError(
-                f"{name}: {argument} must have shape {wanted}, got {shape}; for more queries or "
-                "heads: jax.vmap"
-            )
+            raise ValueError(f"{name}: {argument} must have shape {wanted}, got {shape}")
     (d,), (m, keys), (values, _) = shapes
     if keys != d:
         raise ValueError(f"{name}: K must have shape ({m}, {d}) (q {shapes[0]}), got {shapes[1]}")

@@ -135,7 +135,7 @@ def _product(
     weights: Any,
     reduction: Any,
 ) -> PyTree:
-    model = arguments.callable_or_raise(function, "model", model, "model, params, x, v")
+    model = arguments.callable_or_raise(function, "model", model, params)
     params = arguments.parameters(function, "params", params)
     v = arguments.direction(function, v, params)
     if reduction not in ("mean", "sum"):

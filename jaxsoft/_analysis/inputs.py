@@ -129,7 +129,7 @@ def input_sensitivity(
 def _checked(
     function: str, f: Any, x: Any, batch_size: Any
 ) -> tuple[Callable[[Array], Array], Array, int | None]:
-    f = arguments.callable_or_raise(function, "f", f, "f, x")
+    f = arguments.callable_or_raise(function, "f", f, x)
     x = _checks.floating(function, "x", x)
     if not x.ndim:
         raise ValueError(f"{function}: x must have shape [batch, ...], got ()")

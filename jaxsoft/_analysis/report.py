@@ -54,6 +54,12 @@ class JacobianReport(NamedTuple):
     certified_radius: Float[Array, "*batch"]
 
 
+# With `jax.export` a program that gives a report can be written to a file.
+jax.export.register_namedtuple_serialization(
+    JacobianReport, serialized_name="jaxsoft.analysis.JacobianReport"
+)
+
+
 def jacobian_report(
     logits: Shaped[ArrayLike, "..."],
     axis: _checks.Axis = -1,
