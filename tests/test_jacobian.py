@@ -743,7 +743,7 @@ def test_division():
     close(gradient, -jacobian.trace().sum() / 4)
 
 
-@pytest.mark.parametrize("make", [np.asarray, np.array, jnp.asarray, jnp.array, np.sum])
+@pytest.mark.parametrize("make", [np.asarray, np.array, jnp.asarray, jnp.array])
 def test_no_array_is_made_unasked(make):
     for value in (batch_of(4), [batch_of(4)] * 2):
         with pytest.raises(
