@@ -661,8 +661,8 @@ def of_models(x):
         [input_jacobian(f, x, batch_size=2) for f in (wide, narrow)],
         [input_sensitivity(f, x, batch_size=size) for f, size in ((wide, None), (narrow, 2))],
         attention_jacobian(x[0], x, x**2),
-        ggn_vp(lambda w, x: x * w, x[0], x, x[0]),
-        fisher_vp(lambda w, x: x * w, x[0], x, x[0]),
+        ggn_vp(lambda w, x: x * w[None], x[0], x, x[0]),
+        fisher_vp(lambda w, x: x * w[None], x[0], x, x[0]),
     )
 
 
