@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsoft import _sharding
 from jaxsoft._autodiff import transposable
+from jaxsoft._sizes import known
 
 # With the weights in descending order, p_1 ≥ ... ≥ p_n, the sink as one more pole p_{n+1} = 0 of
 # weight s0, and w_i = p_i for the others, the eigenvalues are the roots of
@@ -45,7 +46,9 @@ def eigenvalues(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array,
 def _in_blocks(fun: Callable[[Int[Array, " k"]], Any], like: Float[Array, "*b n"]) -> Any:
     """Calls `fun` with the numbers 0..n-1, some at a time, and joins what it returns of each."""
     n = like.shape[-1]
-    size = max(1, min(n, _BLOCK // (like.size + 1)))
+    # Of a symbolic size (`jax.export`), one at a time.
+    counted = known(lambda: int(like.size) >= 0, False)
+    size = max(1, min(n, _BLOCK // (like.size + 1))) if counted else 1
     count = -(-n // size)
     numbers = jnp.minimum(jnp.arange(count * size), n - 1).reshape(count, size)
 

@@ -90,6 +90,10 @@ class RankFactor(NamedTuple):
         return _checks.broadcast(function, "v", v, shape, wanted).astype(self.weights.dtype)
 
 
+# With `jax.export` a program that gives such a factor can be written to a file.
+jax.export.register_namedtuple_serialization(RankFactor, serialized_name="jaxsoft.RankFactor")
+
+
 @jax.jit
 def _factor_product(s: Float[Array, "*b n"], v: Float[Array, "*b m"]) -> Float[Array, "*b n"]:
     head, last = s[..., :-1], s[..., -1]

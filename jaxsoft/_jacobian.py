@@ -1,6 +1,8 @@
 """SimplexJacobian: the Jacobian of the softmax family as an operator of n numbers."""
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from typing import Any, final
 
 import jax
@@ -28,7 +30,13 @@ class SimplexJacobian(SimplexMatrix):
     memory but for `eigvalsh` (O(n²) time) and `as_matrix`. All are differentiable in every mode
     where the quantity is.
 
-    Immutable, and a pytree: it passes through `jax.jit`, `jax.vmap` and `jax.grad`.
+    It has the manners of a stack of matrices in numpy: `J @ v` and `v @ J` of vectors or matrices,
+    `c * J` and `J / c`, `J.shape`, `J.ndim` and `J.dtype`, and along the batch `J[i]`, `len(J)` and
+    iteration. But `np.asarray(J)` raises: `as_matrix()` makes the array.
+
+    Immutable, and a pytree: it passes through `jax.jit`, `jax.vmap`, `jax.grad` and `jax.export`.
+    Written to a file (`Exported.serialize`), its `axis_name` must be None, a string or a tuple of
+    strings; what reads it must have imported jaxsoft.
 
     Attributes:
         weights: s ≥ 0, shape [..., n], float32 or wider.
@@ -61,6 +69,9 @@ class SimplexJacobian(SimplexMatrix):
         [[ 0.25   -0.125  -0.125 ]
          [-0.125   0.1875 -0.0625]
          [-0.125  -0.0625  0.1875]]
+        >>> batch = jaxsoft.softmax_jacobian(jnp.zeros((4, 2)), temperature=2.0)
+        >>> print(batch.shape, batch[0] @ jnp.array([1.0, 0.0]), (batch / 5.0)[0].trace())
+        (4, 2, 2) [ 0.125 -0.125] 0.05
 
     Source: Tanabe & Sagae 1992 (inverse and Cholesky factor); Golub 1973 (the secular equation of
     the spectrum); Borges & Gragg 1993 (its iteration for all eigenvalues).
@@ -69,9 +80,6 @@ class SimplexJacobian(SimplexMatrix):
     weights: Float[Array, "*batch n"]
     sink: Float[Array, "*batch"]
     axis_name: _checks.AxisName = None
-
-    # numpy leaves `array * J` to this class.
-    __array_ufunc__ = None
 
     def __post_init__(self) -> None:
         name = "SimplexJacobian"
@@ -166,6 +174,41 @@ class SimplexJacobian(SimplexMatrix):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
+        """C / c for a number c > 0, or one for each row; one in an array that is not makes NaN."""
+        function, rows = "SimplexJacobian.__truediv__", self.sink.shape
+        c = _checks.positive(function, "divisor", divisor, rows, "the shape of the batch")
+        c = jnp.where(c > 0, c, jnp.nan).astype(self.weights.dtype)
+        quotient = _simplex.quotient
+        return self._with(quotient(self.weights, c[..., None]), quotient(self.sink, c))
+
+    def __getitem__(self, index: Any) -> "SimplexJacobian":
+        """The Jacobians of some rows: an index of the batch axes, as of an array of that shape.
+
+        Args:
+            index: an integer, a slice, an array of integers or booleans, None, an Ellipsis, or a
+                tuple of such.
+
+        Returns:
+            Jacobians with the batch that the index makes of the old one.
+
+        Raises:
+            IndexError: the index reaches the matrices, or a number lies outside of its axis (as
+                in every array of JAX, one in an array is clamped).
+
+        Example:
+            >>> import jax.numpy as jnp, jaxsoft
+            >>> jacobian = jaxsoft.softmax_jacobian(jnp.zeros((5, 4, 3)))
+            >>> print(jacobian[0].shape, jacobian[:, -1].shape, jacobian[..., None, 1:].shape)
+            (4, 3, 3) (5, 3, 3) (5, 1, 3, 3, 3)
+        """
+        place = _checks.batch_index("SimplexJacobian", index, self.shape)
+        return self._with(self.weights[(*place, slice(None))], self.sink[place])
+
+    def __iter__(self) -> Iterator["SimplexJacobian"]:
+        """The Jacobians along the first batch axis; `TypeError` for one matrix."""
+        return (self[i] for i in range(len(self)))
+
     # ------------------------------------------------------------------------ beyond the linear
 
     def second(
@@ -243,3 +286,28 @@ def _unflatten(axis_name: _checks.AxisName, leaves: Any) -> SimplexJacobian:
 
 
 jax.tree_util.register_pytree_with_keys(SimplexJacobian, _flatten_with_keys, _unflatten)
+
+
+# With `jax.export` a program that takes or gives Jacobians can be written to a file: the arrays
+# are its inputs and outputs, and this is what is written of the rest.
+def _written(axis_name: _checks.AxisName) -> bytes:
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            "SimplexJacobian: axis_name must be None, a string or a tuple of strings to be "
+            f"serialized, got {axis_name!r}"
+        )
+    return json.dumps(axis_name).encode()
+
+
+def _read(written: bytes) -> _checks.AxisName:
+    axis_name = json.loads(written)
+    return tuple(axis_name) if isinstance(axis_name, list) else axis_name
+
+
+jax.export.register_pytree_node_serialization(
+    SimplexJacobian,
+    serialized_name="jaxsoft.SimplexJacobian",
+    serialize_auxdata=_written,
+    deserialize_auxdata=_read,
+)

@@ -11,20 +11,18 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft import _checks, _eigenvalues, _factors, _inverse, _labels, _simplex, _spectrum
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
+from jaxsoft._sizes import known
+from jaxsoft._stack import MatrixStack
 
 _OF_ROWS = "the shape of the weights without n"
 _OF_WEIGHTS = "the shape of the weights"
 
 
-class SimplexMatrix:
+class SimplexMatrix(MatrixStack):
     """The methods of a symmetric matrix, C = diag(s) - s sᵀ / t, for a class that holds s and s0.
 
     They check what they are given and leave the rest to the modules of formulas.
     """
-
-    weights: Float[Array, "*batch n"]
-    sink: Float[Array, "*batch"]
-    axis_name: _checks.AxisName
 
     # ------------------------------------------------------------------------ products, entries
 
@@ -311,7 +309,7 @@ class SimplexMatrix:
         """
         self._whole("rank_factor")
         n = self.weights.shape[-1]
-        if n < 2:
+        if known(lambda: n < 2, False):
             raise ValueError(
                 f"SimplexJacobian.rank_factor: weights must have two classes or more, got {n}"
             )

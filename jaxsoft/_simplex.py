@@ -42,7 +42,9 @@ def fractions(
     """Returns t, a and a0; a row without any weight has t = 1 and fractions of 0."""
     t = total(s, mesh) + s0
     t = jnp.where(t == 0, 1, t)
-    return t, quotient(s, t[..., None]), quotient(s0, t)
+    # XLA:CPU (jax 0.10) multiplies by 1 / t, which is flushed to 0 for t > 2^126: a quarter is not.
+    unit = jnp.where(t > 2.0**64, 0.25, 1).astype(t.dtype)
+    return t, quotient(unit[..., None] * s, (unit * t)[..., None]), quotient(s0, t)
 
 
 # d(x / y) = (dx - (x / y) dy) / y. JAX takes 1 / y² in it, which is infinite for y = 1e-35 and 0
@@ -142,6 +144,20 @@ def product(
     out = s * u
     excess = total(out, mesh) + s0 * u0
     return out - anchor(a, a0, mesh)[0] * excess[..., None]
+
+
+@functools.partial(jax.jit, static_argnames=("columns", "mesh"))
+def products(
+    s: Float[Array, "*b n"],
+    s0: Float[Array, "*b"],
+    v: Float[Array, "*b k l"],
+    *,
+    columns: bool,
+    mesh: Mesh | None,
+) -> Float[Array, "*b k l"]:
+    """C times each column of v, or each row times C."""
+    axis = -1 if columns else -2
+    return jax.vmap(lambda v: product(s, s0, v, mesh), axis, axis)(v)
 
 
 @jit

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxsoft._simplex import first_largest
+from jaxsoft._simplex import first_largest, quotient
 
 # With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
 #
@@ -40,6 +40,9 @@ def _root(
     s: Float[Array, "*b n"], s0: Float[Array, "*b"]
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
     """λ, and τ = λ - s2 to its own last bits."""
+    # As in `fractions`: in a smaller unit no reciprocal of a total is flushed to 0.
+    scale = jnp.where(jnp.max(s, -1) > 2.0**64, 2.0**-8, 1).astype(s.dtype)
+    s, s0 = scale[..., None] * s, scale * s0
     top = jnp.max(s, -1)
     below = jnp.where(s < top[..., None], s, 0)
     repeated = _count(s == top[..., None], s.dtype) - 1
@@ -70,7 +73,7 @@ def _root(
         length = _quotient(value, slope)
         tau = _two_poles(near, value * length, jnp.maximum(length - tau, 0))
     tau *= unit
-    return jnp.minimum(pole + tau, top), tau
+    return jnp.minimum(pole + tau, top) / scale, tau / scale
 
 
 # Plain summation of many equal numbers beside a larger one errs by tens of eps: each time the same
@@ -211,7 +214,8 @@ def bounds(
     others = jnp.sum(jnp.where(first, 0, s), -1) + s0
     total = top + others
     total = jnp.where(total == 0, 1, total)
-    return pole * (1 + (top - pole) / total), top * ((others + pole) / total)
+    lower = pole * (1 + quotient(top - pole, total))
+    return lower, top * quotient(others + pole, total)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import jaxtyping
 import mpmath
 import numpy as np
 import pytest
@@ -627,6 +628,51 @@ def test_attention_at_the_edges():
     assert np.all(np.isfinite(jax.grad(value)(q)))
 
 
+# ---------------------------------------------------------------------------------------- export
+
+
+@pytest.fixture
+def symbolic(monkeypatch):
+    """Annotations are checked at run time, but `int` is not the type of a symbolic size."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def exported(fun, sizes):
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), jnp.float64)
+    return jax.export.export(jax.jit(fun))(x)
+
+
+@pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
+def test_the_report_is_exported(symbolic, sizes):
+    pytest.importorskip("flatbuffers", reason="JAX writes programs by it")
+    report = lambda x: (jacobian_report(x), jacobian_report(x, where=x < 1, temperature=2.0))
+    program = jax.export.deserialize(exported(report, sizes).serialize())
+    for x in (normal(40, 3, 6), normal(40, 1, 6), normal(40, 2, 1)):
+        if x.shape[1] == 6 or "n" in sizes:
+            trees_close(program.call(x), report(x))
+
+
+def of_models(x):
+    """By models with more logits than inputs and with fewer, in whole batches and in parts."""
+    wide = lambda x: jnp.concatenate([jnp.sin(x), jnp.cos(x)])
+    narrow = lambda x: jnp.stack([x.sum(), x @ x, jnp.sum(x**3)])
+    return (
+        [input_jacobian(f, x) for f in (wide, narrow)],
+        [input_jacobian(f, x, batch_size=2) for f in (wide, narrow)],
+        [input_sensitivity(f, x, batch_size=size) for f, size in ((wide, None), (narrow, 2))],
+        attention_jacobian(x[0], x, x**2),
+        ggn_vp(lambda w, x: x * w[None], x[0], x, x[0]),
+        fisher_vp(lambda w, x: x * w[None], x[0], x, x[0]),
+    )
+
+
+@pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
+def test_products_with_models_are_exported(symbolic, sizes):
+    program = exported(of_models, sizes)
+    x = normal(41, 3, 6)
+    trees_close(program.call(x), of_models(x), 1e-11)
+
+
 # ---------------------------------------------------------------------------------------- errors
 
 
@@ -670,6 +716,8 @@ def test_errors_of_the_inputs(fun):
     fails(TypeError, message, fun, lambda x: x > 0, x)
     message = f"{name}: f must return logits of shape [n] for one example, got (3, 1)"
     fails(ValueError, message, fun, lambda x: x[:, None], x)
+    message = f"{name}: f must be callable, got ArrayImpl; f comes first, then its arguments"
+    fails(TypeError, message, fun, x, f)
     if fun is input_sensitivity:
         fails(ValueError, f"{name}: steps must be 1 or more, got 0", fun, f, x, steps=0)
         fails(TypeError, f"{name}: steps must be an integer, got str", fun, f, x, steps="4")
@@ -684,6 +732,23 @@ def test_errors_of_the_curvature(fun):
     fails(TypeError, message, fun, model, {"w": jnp.zeros((3, 2), int)}, x, params)
     message = f"{name}: params['w'] must be an array or a number, got str 'a'"
     fails(TypeError, message, fun, model, {"w": "a"}, x, params)
+    cure = "with Equinox: params, static = eqx.partition(model, eqx.is_inexact_array)"
+    for leaf in (jax.nn.relu, jnp.tanh, lambda x: x, True, 3):
+        kind, model_like = type(leaf).__name__, {"w": params["w"], "rest": (leaf,)}
+        message = f"must be a pytree of arrays, got a leaf of type {kind}"
+        where = f"{name}: params {message} (params['rest'][0]); {cure}"
+        fails(TypeError, where, fun, model, model_like, x, params)
+        fails(
+            TypeError,
+            f"{name}: v {message} (v['rest'][0]); {cure}",
+            fun,
+            model,
+            params,
+            x,
+            model_like,
+        )
+    message = f"{name}: model must be callable, got dict; model comes first, then its arguments"
+    fails(TypeError, message, fun, params, model, x, params)
     message = f"{name}: v['w'] must have shape (3, 2) (as in params), got (3,)"
     fails(ValueError, message, fun, model, params, x, {"w": jnp.zeros(3)})
     trees = [str(jax.tree.structure(tree)) for tree in (params, 0.0)]

@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -618,6 +619,224 @@ def test_nothing_makes_a_square_array(name):
         assert memory.temp_size_in_bytes < (1000 if name == "eigvalsh" else 100) * 4 * N
 
 
+# ---------------------------------------------------------------------------- a stack of matrices
+
+
+def batch_of(*shape, seed=2):
+    return jaxsoft.softmax_jacobian(np.random.default_rng(seed).normal(size=shape), sink=0.3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "of_columns"),
+    [
+        ((), (4,)),
+        ((), (4, 3)),
+        ((), (4, 4)),
+        ((), (5, 4, 3)),  # one C for five matrices
+        ((2,), (4,)),
+        ((2,), (2, 4, 3)),
+        ((2,), (1, 4, 3)),
+        ((2,), (5, 1, 4, 3)),
+        ((4,), (4, 4, 4)),
+        ((2, 4), (2, 4, 4, 1)),
+        ((2,), (2, 4, 0)),
+    ],
+)
+def test_products_are_those_of_numpy(batch, of_columns):
+    jacobian = batch_of(*batch, 4)
+    v = np.random.default_rng(3).normal(size=of_columns)
+    rows = v if v.ndim == 1 else np.swapaxes(v, -1, -2)
+    matrix = np.asarray(jacobian.as_matrix())
+    close(jacobian @ v, matrix @ v, atol=1e-14)
+    close(rows @ jacobian, rows @ matrix, atol=1e-14)
+    close(jnp.asarray(rows) @ jacobian, rows @ matrix, atol=1e-14)
+    assert (jacobian @ v.astype(np.float32)).dtype == jacobian.dtype
+
+
+def test_the_number_of_axes_tells_vectors_from_matrices():
+    jacobian = batch_of(4, 4)  # of such sizes the shape alone would leave it open
+    v = vectors(4, 4)
+    np.testing.assert_array_equal(jacobian @ v, jacobian.mv(v))
+    np.testing.assert_array_equal(v @ jacobian, jacobian.mv(v))
+    close(jacobian @ v[None], np.asarray(jacobian.as_matrix()) @ v, atol=1e-14)
+    np.testing.assert_array_equal(jax.vmap(lambda j, v: j @ v)(jacobian, v), jacobian.mv(v))
+    by_columns = jax.vmap(lambda j: j @ v)(jacobian)  # within vmap C is one, and v a matrix
+    close(by_columns, jacobian @ v[None], atol=1e-14)
+
+
+def test_products_keep_what_mv_keeps():
+    jacobian = jaxsoft.softmax_jacobian(jnp.array([40.0, 0.0, 1.0, -2.0], jnp.float32))
+    v = vectors(4, 3).T.astype(np.float32)
+    expected = np.stack([jacobian.mv(column) for column in v.T], -1)
+    np.testing.assert_array_equal(jacobian @ v, expected)
+    np.testing.assert_array_equal(v.T @ jacobian, expected.T)
+    assert np.all(expected != 0)
+
+
+def test_derivatives_of_products_with_matrices():
+    x, v = jnp.asarray(vectors(4, 1)[0]), jnp.asarray(vectors(4, 3).T)
+    structured = lambda x, v: (v.T @ jaxsoft.softmax_jacobian(x)) @ v
+    plain = lambda x, v: v.T @ jax.jacfwd(jax.nn.softmax)(x) @ v
+    for derivative in (jax.jacfwd, jax.jacrev, jax.hessian):
+        for argument in (0, 1):
+            actual, expected = (jax.jit(derivative(f, argument))(x, v) for f in (structured, plain))
+            close(actual, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        1,
+        -3,
+        np.int8(2),
+        slice(1, None),
+        (slice(None), 1),
+        (0, -1),
+        None,
+        ...,
+        (),
+        (..., 1),
+        (..., None, slice(None, 1)),
+        (1, None, ..., 0),
+        np.array([2, 0]),
+        jnp.array([[0, 1]]),
+        np.array([True, False, True]),
+        np.ones((3, 2), bool),
+        (np.array([0, 2]), np.array([1, 1])),
+        (np.array([0, 2]), None, 1),
+    ],
+    ids=str,
+)
+def test_an_index_is_that_of_the_batch(index):
+    jacobian = batch_of(3, 2, 4)
+    places = index if isinstance(index, tuple) else (index,)
+    trailing = () if any(item is Ellipsis for item in places) else (...,)
+    expected = np.asarray(jacobian.as_matrix())[(*places, *trailing, slice(None), slice(None))]
+    chosen = jacobian[index]
+    np.testing.assert_array_equal(chosen.as_matrix(), expected)
+    assert chosen.shape == expected.shape
+    np.testing.assert_array_equal(chosen.sink, np.asarray(jacobian.sink)[index])
+
+
+def test_shape_length_and_iteration():
+    jacobian = batch_of(3, 2, 4)
+    assert (jacobian.shape, jacobian.ndim, jacobian.dtype) == ((3, 2, 4, 4), 4, jnp.float64)
+    assert np.shape(jacobian) == jacobian.as_matrix().shape
+    assert len(jacobian) == len(list(jacobian)) == 3
+    first, *_ = jacobian
+    np.testing.assert_array_equal(first.weights, jacobian.weights[0])
+    assert bool(jacobian)
+    assert bool(first[0])
+    traced = jax.jit(lambda j: j[0, jnp.int32(1)].trace())(jacobian)  # a place known when it runs
+    np.testing.assert_array_equal(traced, jacobian.trace()[0, 1])
+
+
+def test_division():
+    jacobian, matrix = batch_of(2, 4), batch_of(2, 4).as_matrix()
+    close((jacobian / 4).as_matrix(), matrix / 4)
+    close(
+        (jacobian / np.array([2.0, 0.5])).as_matrix(), matrix / np.array([2.0, 0.5])[:, None, None]
+    )
+    rows = np.isnan((jacobian / jnp.array([-1.0, 0.0])).trace())
+    np.testing.assert_array_equal(rows, [True, True])
+    gradient = jax.grad(lambda c: (jacobian / c).trace().sum())(2.0)
+    close(gradient, -jacobian.trace().sum() / 4)
+
+
+@pytest.mark.parametrize("make", [np.asarray, np.array, jnp.asarray, jnp.array])
+def test_no_array_is_made_unasked(make):
+    for value in (batch_of(4), [batch_of(4)] * 2):
+        with pytest.raises(
+            TypeError, match=r"^SimplexJacobian: \(4, 4\) .* as_matrix\(\) makes one"
+        ):
+            make(value)
+
+
+def test_leaves_of_any_kind():
+    treedef = jax.tree.structure(batch_of(4))
+    struct = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    for leaf in (None, object(), "s", struct):
+        jacobian = jax.tree.unflatten(treedef, [leaf, leaf])
+        assert repr(leaf) in repr(jacobian)
+        again = jax.tree.map(lambda leaf: leaf, jacobian, is_leaf=lambda x: x is None)
+        assert again.weights is leaf
+        assert bool(jacobian)
+    assert (jacobian.shape, jacobian.dtype) == ((2, 3, 3), jnp.float32)
+
+
+# ---------------------------------------------------------------------------- export
+
+
+def outputs(j, v):
+    """What every method makes of Jacobians with weights of shape [b, n]."""
+    values = {name: method(j, v) for name, method in SCALABLE.items()}
+    total = lambda j, v: sum(jnp.sum(DIFFERENTIABLE[name](j, v)) for name in SLOPES)
+    return values, jax.grad(total, (0, 1), allow_int=True)(j, v), EXPORTED(j, v)
+
+
+SLOPES = ("mv", "norm 2", "eigvalsh", "solve", "slogdet", "rank_factor")
+EXPORTED = lambda j, v: {
+    "jacobian": 2 * j[:, None] / 4,
+    "factor": j.rank_factor(),
+    "matrix": j.as_matrix(),
+    "products": (j @ v, j @ v[..., None], v[:, None] @ j),
+    "merge": j.merge(jnp.zeros(v.shape[1], int), 2),
+    "sample": j.sample(jax.random.key(0), (2,)).shape[0],
+}
+
+
+@pytest.fixture
+def symbolic(monkeypatch):
+    """Annotations are checked at run time, but `int` is not the type of a symbolic size."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
+def test_export_with_symbolic_sizes(symbolic, sizes):
+    pytest.importorskip("flatbuffers", reason="JAX writes programs by it")
+    b, n = jax.export.symbolic_shape(sizes, constraints=["n >= 4"] if "n" in sizes else [])
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((b, n), (b,), (b, n)))
+    weights, sink, v = arrays
+    jacobian = jax.tree.unflatten(jax.tree.structure(batch_of(4)), [weights, sink])
+    written = jax.export.export(jax.jit(outputs))(jacobian, v).serialize()
+    program = jax.export.deserialize(written)
+    jacobian, v = batch_of(3, 6)[:], np.random.default_rng(4).normal(size=(3, 6))
+    trees_close(program.call(jacobian, v), outputs(jacobian, v))
+
+
+def trees_close(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(functools.partial(close, rtol=1e-9, atol=1e-11), actual, expected)
+
+
+def test_softmax_jacobian_is_exported_with_a_symbolic_batch(symbolic):
+    both = lambda x: jaxsoft.softmax_and_jacobian(x, where=x < 2, temperature=0.5, sink=0.1)
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 6"), jnp.float64)
+    exported = jax.export.export(jax.jit(both))(x)
+    for b in (1, 3):
+        x = np.random.default_rng(5).normal(size=(b, 6))
+        trees_close(exported.call(x), both(x))
+
+
+@pytest.mark.parametrize("axis_name", [None, "classes", ("a", "b")])
+def test_names_of_mesh_axes_are_written(axis_name):
+    pytest.importorskip("flatbuffers", reason="JAX writes programs by it")
+    jacobian = SimplexJacobian(jnp.ones(3), jnp.zeros(()), axis_name)
+    exported = jax.export.export(jax.jit(lambda j: jax.tree.map(lambda x: 2 * x, j)))(jacobian)
+    doubled = jax.export.deserialize(exported.serialize()).call(jacobian)
+    assert doubled.axis_name == axis_name
+    np.testing.assert_array_equal(doubled.weights, 2 * np.ones(3))
+
+
+def test_other_names_cannot_be_written():
+    pytest.importorskip("flatbuffers", reason="JAX writes programs by it")
+    for axis_name in (1, ("a", 1)):
+        jacobian = SimplexJacobian(jnp.ones(3), jnp.zeros(()), axis_name)
+        exported = jax.export.export(jax.jit(lambda j: j.weights))(jacobian)
+        with pytest.raises(TypeError, match=r"^SimplexJacobian: axis_name must be None"):
+            exported.serialize()
+
+
 # ---------------------------------------------------------------------------- errors
 
 J = SimplexJacobian(jnp.full((2, 3), 0.25), jnp.full(2, 0.25))
@@ -657,6 +876,24 @@ def made(*args):
         (J.__rmul__, (-1.0,), ValueError, ".__mul__: factor must be 0 or more, got -1.0"),
         (J.sample, (jax.random.key(0), 3), TypeError, ".sample: shape must be a sequence of int"),
         (J.sample, (jax.random.key(0), (-1,)), ValueError, ".sample: shape must hold numbers of 0"),
+        (J.__matmul__, (2.0,), ValueError, ".__matmul__: v must have an axis of classes, got ()"),
+        (J.__matmul__, (np.zeros((3, 2)),), ValueError, ".__matmul__: v must broadcast to (2, 3)"),
+        (J.__rmatmul__, (np.zeros(2),), ValueError, ".__rmatmul__: v must broadcast to (2, 3)"),
+        (J.__matmul__, (np.zeros((2, 4, 3)),), ValueError, ".__matmul__: v of 3 axes must be mat"),
+        (J.__rmatmul__, (np.zeros((2, 3, 4)),), ValueError, ".__rmatmul__: v of 3 axes must be ma"),
+        (J.__matmul__, (np.zeros((4, 3, 1)),), ValueError, ".__matmul__: v of 3 axes must be mat"),
+        (J.__matmul__, (J,), TypeError, ".__matmul__: v must be an array or a number, got Simplex"),
+        (J.__matmul__, ([1.0] * 3,), TypeError, ".__matmul__: v must be an array or a number"),
+        (J.__truediv__, (0,), ValueError, ".__truediv__: divisor must be positive, got 0"),
+        (J.__truediv__, (-1.0,), ValueError, ".__truediv__: divisor must be positive, got -1.0"),
+        (J.__truediv__, (np.ones(3),), ValueError, ".__truediv__: divisor must broadcast to (2,)"),
+        (J.__getitem__, (2,), IndexError, ": 2 lies outside of batch axis 0 of size 2"),
+        (J.__getitem__, ((..., None, -3),), IndexError, ": -3 lies outside of batch axis 0"),
+        (J.__getitem__, ((0, 1),), IndexError, ": (0, 1) reaches into the matrices of shape (2, 3"),
+        (J.__getitem__, (np.ones((2, 3), bool),), IndexError, ": array("),
+        (J[0].__getitem__, (0,), IndexError, ": 0 reaches into the matrices of shape (3, 3)"),
+        (J[0].__len__, (), TypeError, ": one matrix, (3, 3), has no length, no batch"),
+        (J[0].__iter__, (), TypeError, ": one matrix, (3, 3), has no length, no batch"),
         (J.certificate, (-0.1,), ValueError, ".certificate: radius must be 0 or more, got -0.1"),
     ],
 )
@@ -700,6 +937,7 @@ OF_A_ROW = {
     "norm 1": lambda J, v: J.norm(1),
     "norm 2": lambda J, v: J.norm(),
     "norm fro": lambda J, v: J.norm("fro"),
+    "norm_bounds": lambda J, v: sum(J.norm_bounds()),
     "eigvalsh": lambda J, v: J.eigvalsh() @ v,
     "eigh_max": lambda J, v: J.eigh_max()[1] @ v,
     "effective_rank": lambda J, v: J.effective_rank(),
@@ -744,3 +982,19 @@ def test_gradients_by_weights_of_any_size(name, scale):
     fun = lambda s, v: OF_A_ROW[name](jaxsoft.SimplexJacobian(s, jnp.zeros((), s.dtype)), v)
     single, double = gradients(fun, scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]))
     np.testing.assert_allclose(single, double, rtol=0, atol=2e-5 * np.max(np.abs(double)))
+
+
+# The weights of a temperature of 2^-126, the smallest normal float32; and a sum beyond it, of which
+# the reciprocal is less than every normal number.
+@pytest.mark.parametrize("sink", [0.0, 0.25])
+@pytest.mark.parametrize("scale", [2.0**126, 1.5 * 2.0**126])
+def test_weights_of_the_smallest_temperature(scale, sink):
+    s = jnp.asarray(scale * np.array([0.45, 0.25, 0.15, 0.1, 0.05]), jnp.float32)
+    names = set(OF_A_ROW) - {"effective_rank", "second", "certificate", "solve"}
+    values = jax.jit(lambda jacobian, v: {name: OF_A_ROW[name](jacobian, v) for name in names})
+    single, double = (
+        values(SimplexJacobian(s.astype(t), jnp.asarray(sink * scale, t)), W.astype(t))
+        for t in (np.float32, float)
+    )
+    for name in names:
+        np.testing.assert_allclose(single[name], double[name], rtol=1e-5, err_msg=name)

@@ -27,6 +27,7 @@ OPTIONAL = {
 # A module imports from its own layer and those above it here; "" is `jaxsoft/__init__.py`. Modules
 # that do not exist yet have their place already.
 LAYERS = (
+    ("_sizes",),
     ("_autodiff",),
     ("_sharding",),
     ("_mesh",),
@@ -36,6 +37,7 @@ LAYERS = (
     ("_softmax",),
     ("_products", "_logarithms"),
     ("_simplex", "_inverse", "_factors", "_spectrum", "_eigenvalues"),
+    ("_stack",),
     ("_matrix",),
     ("_jacobian",),
     ("_softmax_jacobian",),

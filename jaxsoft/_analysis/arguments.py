@@ -1,7 +1,6 @@
 """Checks of what the functions of `jaxsoft.analysis` take besides arrays of logits."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +10,13 @@ from jaxtyping import Array, PyTree
 from jaxsoft import _checks
 
 
-def callable_or_raise(function: str, argument: str, value: Any) -> Callable[..., Any]:
-    """Returns what can be called, or raises `TypeError`."""
+def callable_or_raise(function: str, argument: str, value: Any, following: Any) -> Any:
+    """Returns what can be called, or raises `TypeError`; the next argument may be it instead."""
     if not callable(value):
-        raise TypeError(f"{function}: {argument} must be callable, got {type(value).__name__}")
+        order = f"; {argument} comes first, then its arguments" if callable(following) else ""
+        raise TypeError(
+            f"{function}: {argument} must be callable, got {type(value).__name__}{order}"
+        )
     return value
 
 
@@ -50,6 +52,12 @@ def parameters(function: str, argument: str, tree: PyTree) -> PyTree:
     arrays = []
     for path, value in leaves:
         name = argument + jax.tree_util.keystr(path)
+        if callable(value) or isinstance(value, (bool, int)):
+            raise TypeError(  # the functions and flags of a model
+                f"{function}: {argument} must be a pytree of arrays, got a leaf of type "
+                f"{type(value).__name__} ({name}); with Equinox: params, static = "
+                "eqx.partition(model, eqx.is_inexact_array)"
+            )
         leaf = _checks.array(function, name, value)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{function}: {name} must be floating, got dtype {leaf.dtype}")

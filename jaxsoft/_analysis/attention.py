@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _logits
+from jaxsoft._sizes import known
 from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
@@ -71,7 +72,9 @@ def attention_jacobian(
         raise ValueError(f"{name}: K must have shape ({m}, {d}) (q {shapes[0]}), got {shapes[1]}")
     if values != m:
         raise ValueError(f"{name}: V must have {m} rows (K {shapes[1]}), got {shapes[2]}")
-    alpha: Any = 1 / math.sqrt(max(d, 1))
+    # Of a symbolic size (`jax.export`), which is 1 or more, as an array.
+    counted = known(lambda: int(d) >= 0, False)
+    alpha: Any = 1 / math.sqrt(max(d, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(d, float))
     if scale is not None:
         alpha = _checks.number(name, "scale", scale, -math.inf, math.inf)
     if bias is not None:

@@ -39,7 +39,9 @@ def fisher_vp(
         model: a function of `params` and `x` that returns logits, shape [..., n]. A temperature
             or a mask of classes (logits of -inf) belongs into it. It must be differentiable in
             forward mode too; `jaxsoft.jvp_from_vjp` makes a `jax.custom_vjp` function so.
-        params: a pytree of floating arrays.
+        params: a pytree of floating arrays. Of an Equinox model these are the first part of
+            `params, static = eqx.partition(model, eqx.is_inexact_array)`, and `eqx.combine(params,
+            static)` within a function makes the model again.
         x: inputs of all examples, any pytree; passed on to `model`.
         v: a pytree like `params`.
         weights: the weight of each example, broadcastable to [...].
@@ -91,7 +93,7 @@ def ggn_vp(
 
     Args:
         model: as in `fisher_vp`.
-        params: a pytree of floating arrays.
+        params: a pytree of floating arrays, as in `fisher_vp`.
         x: inputs of all examples, any pytree; passed on to `model`.
         v: a pytree like `params`.
         weights: the weight of each example, broadcastable to [...]: the sum Σ_j q_j of its
@@ -133,7 +135,7 @@ def _product(
     weights: Any,
     reduction: Any,
 ) -> PyTree:
-    model = arguments.callable_or_raise(function, "model", model)
+    model = arguments.callable_or_raise(function, "model", model, params)
     params = arguments.parameters(function, "params", params)
     v = arguments.direction(function, v, params)
     if reduction not in ("mean", "sum"):

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks
 from jaxsoft._analysis import arguments
+from jaxsoft._sizes import known
 from jaxsoft._softmax_jacobian import softmax_jacobian
 
 
@@ -33,7 +34,8 @@ def input_jacobian(
             or a mask of classes (logits of -inf) belongs into it.
         x: examples along the first axis, shape [batch, ...]. Integers become the default float.
         batch_size: this many examples at a time, by `jax.lax.map`, to bound the memory of the
-            model's intermediates. Default: all at once, by `jax.vmap`.
+            model's intermediates; one, where their number is symbolic (`jax.export`). Default: all
+            at once, by `jax.vmap`.
 
     Returns:
         Derivatives of all probabilities by all entries of the example, shape [batch, n, ...],
@@ -62,7 +64,7 @@ def input_jacobian(
             return logits, logits
 
         n = jax.eval_shape(f, x).size
-        transform = jax.jacrev if n <= x.size else jax.jacfwd
+        transform = jax.jacrev if known(lambda: n <= x.size, True) else jax.jacfwd
         of_model, logits = transform(twice, has_aux=True)(x)
         columns = of_model.reshape(n, x.size).T
         products = jax.vmap(softmax_jacobian(logits).mv)(columns)
@@ -127,7 +129,7 @@ def input_sensitivity(
 def _checked(
     function: str, f: Any, x: Any, batch_size: Any
 ) -> tuple[Callable[[Array], Array], Array, int | None]:
-    f = arguments.callable_or_raise(function, "f", f)
+    f = arguments.callable_or_raise(function, "f", f, x)
     x = _checks.floating(function, "x", x)
     if not x.ndim:
         raise ValueError(f"{function}: x must have shape [batch, ...], got ()")
@@ -146,9 +148,11 @@ def _checked(
 
 
 def _over_examples(of_example: Callable[[Array], Array], x: Array, batch_size: int | None) -> Array:
-    if batch_size is None or batch_size >= x.shape[0]:
+    if batch_size is None or known(lambda: batch_size >= x.shape[0], False):
         return jax.vmap(of_example)(x)
-    return lax.map(of_example, x, batch_size=batch_size)
+    # A symbolic number of examples (`jax.export`) cannot be divided: one at a time.
+    counted = known(lambda: int(x.shape[0]) >= 0, False)
+    return lax.map(of_example, x, batch_size=batch_size if counted else None)
 
 
 # With unit vectors u and v of the top singular pair held constant, the derivative of σ is that of
@@ -176,11 +180,16 @@ def _largest_singular_value(f: Callable[[Array], Array], x: Array, steps: int) -
     u, _ = _unit(start)
     _, size = _unit(transposed(u))
     size = jnp.where(size == 0, 1, size)
-    rank = max(1, min(steps, logits.size - 1, x.size))
+    rank = max(1, _at_most(x.size, _at_most(logits.size - 1, steps)))
     u = _top_eigenvector(lambda u: product(transposed(u) / size) / size, u, rank)
     u, v = lax.stop_gradient((u, _unit(transposed(u))[0]))
     _, moved = jax.jvp(f, (x,), (v.astype(x.dtype),))
     return jnp.sum(u * softmax_jacobian(logits).mv(moved))
+
+
+def _at_most(size: int, steps: int) -> int:
+    """The smaller of both; the steps where a symbolic size may be larger."""
+    return size if known(lambda: size < steps, False) else steps
 
 
 def _top_eigenvector(operator: Callable[[Array], Array], start: Array, steps: int) -> Array:

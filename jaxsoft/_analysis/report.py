@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxsoft import _axes, _checks, _logits
 from jaxsoft._information import entropy
+from jaxsoft._sizes import known
 from jaxsoft._softmax_jacobian import softmax_and_jacobian
 
 
@@ -51,6 +52,12 @@ class JacobianReport(NamedTuple):
     temperature_sensitivity: Float[Array, "*batch"]
     cross_influence: Float[Array, "*batch"]
     certified_radius: Float[Array, "*batch"]
+
+
+# With `jax.export` a program that gives a report can be written to a file.
+jax.export.register_namedtuple_serialization(
+    JacobianReport, serialized_name="jaxsoft.analysis.JacobianReport"
+)
 
 
 def jacobian_report(
@@ -117,7 +124,9 @@ def _report(
     x = _axes.classes_last(x.astype(_logits.compute_dtype(x.dtype)), axes)
     where = _axes.classes_last(where, axes)
     temperature = _axes.classes_last(temperature, axes)
-    missing = max(2 - x.shape[-1], 0)  # the two largest logits need two places
+    # The two largest logits need two places. A symbolic size (`jax.export`) is 1 or more.
+    n = x.shape[-1]
+    missing = known(lambda: n < 1, False) + known(lambda: n < 2, True)
     if missing:
         where = jnp.ones(x.shape, bool) if where is None else where
         x, where = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, missing)]) for a in (x, where))
