@@ -157,7 +157,8 @@ def test_entries_shrink_and_vanish_with_their_cells():
     def image(entries):
         for text in ax.texts:
             text.set_visible(entries)
-        ax.figure.canvas.draw()
+        for _ in range(2):  # the layout of one draw depends on that before it
+            ax.figure.canvas.draw()
         return np.asarray(ax.figure.canvas.buffer_rgba()).copy()
 
     ax.figure.canvas.draw()
