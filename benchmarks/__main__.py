@@ -2,18 +2,26 @@
 
 import argparse
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy, environment, jacobian, linear, speed, targets
-from benchmarks.tables import Grid, markdown, text, tracked
+try:
+    from benchmarks import accuracy, compilation, environment, jacobian, linear, speed, targets
+    from benchmarks.tables import Grid, markdown, text, tracked
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"python -m benchmarks needs {error.name}: "
+        'pip install ".[bench]" in a checkout of the repository'
+    )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 _INTRODUCTION = """# Results
 
-Written by the command below. A ratio below 1 means that jaxsoft is faster, or needs less memory.
+Written by the command below; a section that names another command was measured later, by that one.
+A ratio below 1 means that jaxsoft is faster, or needs less memory.
 Programs that are compared run in turns in one process, so what else the machine does falls on all
 alike; absolute times mean little.
 """
@@ -82,11 +90,18 @@ def _linear(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield from dict.fromkeys(line for result in measured for line in result.left_out)
 
 
+def _compile(options: argparse.Namespace) -> Iterator[str | Grid]:
+    yield compilation.CAPTION
+    for case in tracked(compilation.cases(quick=options.quick), "compile"):
+        yield compilation.measure(case)
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "accuracy": ("Accuracy", _accuracy),
     "speed": ("Speed", _speed),
     "jacobian": ("The Jacobian", _jacobian),
     "linear": ("A large vocabulary", _linear),
+    "compile": ("Compilation of deep models", _compile),
 }
 
 # ------------------------------------------------------------------------------------- command
@@ -97,28 +112,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
     options.seconds = options.seconds or (0.1 if options.quick else 1.0)
-    whole = not (options.quick or options.only)
-    output = options.output or (RESULTS if whole else None)
     header = environment.header(argv)
-    written = [_INTRODUCTION.strip(), "\n".join(f"- {name}: {value}" for name, value in header)]
     print("\n".join(f"{name}: {value}" for name, value in header), flush=True)
+    sections = {}
     for name in options.only or SECTIONS:
         title, section = SECTIONS[name]
-        written.append(f"## {title}")
+        written = []
         for piece in section(options):
             written.append(markdown(piece) if isinstance(piece, Grid) else piece)
             print("", text(piece) if isinstance(piece, Grid) else piece, sep="\n", flush=True)
-    if output is not None:
-        output.write_text("\n\n".join(written) + "\n")
-        print(f"\nwritten to {output}")
+        sections[title] = "\n\n".join(written)
+    by = "\n".join(f"- {name}: {value}" for name, value in header)
+    whole = _joined(f"{_INTRODUCTION.strip()}\n\n{by}", sections)
+    if options.output:
+        options.output.write_text(whole)
+    elif not (options.quick or options.only):
+        RESULTS.write_text(whole)
+    elif not options.quick and RESULTS.exists():
+        own = {title: f"{by}\n\n{body}" for title, body in sections.items()}
+        RESULTS.write_text(_replaced(RESULTS.read_text(), own))
+    else:
+        return 0
+    print(f"\nwritten to {options.output or RESULTS}")
     return 0
+
+
+def _joined(introduction: str, sections: Mapping[str, str]) -> str:
+    parts = [introduction, *(f"## {title}\n\n{body}" for title, body in sections.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _replaced(results: str, sections: Mapping[str, str]) -> str:
+    """The results with these sections in place of theirs, in the order of all sections."""
+    introduction, *parts = re.split(r"^## (.+)\n", results, flags=re.MULTILINE)
+    found = dict(zip(parts[::2], parts[1::2], strict=True)) | sections
+    titles = [title for title, _ in SECTIONS.values() if title in found]
+    return _joined(introduction.strip(), {title: found[title].strip() for title in titles})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Accuracy and speed of jaxsoft beside its peers. A run of all that is measured "
-        f"takes ten minutes or more, and writes {RESULTS.name}.",
+        description="Accuracy and speed of jaxsoft beside its peers, and how long deep models take "
+        f"to compile. A run of all takes ten minutes or more, and writes {RESULTS.name}; a run of "
+        "some sections writes these in their places. With --quick nothing is written.",
     )
     parser.add_argument(
         "--only", action="append", choices=SECTIONS, help="one section; may be given repeatedly"

@@ -15,7 +15,7 @@ from typing import Any
 
 import jaxsoft
 
-_EXTRA = 'pip install "jaxsoft[demo]"'
+_EXTRA = 'pip install ".[demo]" in a checkout of the repository'
 # What each optional package is for, by the name under which it is imported.
 _OPTIONAL = {
     "rich": ("rich", "the tables and progress bars"),
@@ -24,22 +24,26 @@ _OPTIONAL = {
     "matplotlib": ("matplotlib", "the figure"),
 }
 _FORMATS = (".pdf", ".png", ".svg")
+_FIGURE = Path("jaxsoft-report.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.figure.suffix.lower() not in _FORMATS:
+    if not (options.figure or options.no_figure or options.json):
+        options.figure = _FIGURE
+    if options.figure and options.figure.suffix.lower() not in _FORMATS:
         parser.error(f"--figure must end in {', '.join(_FORMATS)}, got {options.figure}")
-    if not os.access(options.figure.parent, os.W_OK):
+    if options.figure and not os.access(options.figure.parent, os.W_OK):
         parser.error(f"--figure: cannot write into the directory {options.figure.parent}")
     if not 0 <= options.seed < 2**32:
         parser.error(f"--seed must lie in [0, 2**32), got {options.seed}")
+    unused = {"rich": options.json, "matplotlib": options.figure is None}
     missing = [
         f"{package} ({purpose})"
         for name, (package, purpose) in _OPTIONAL.items()
-        if not (name == "rich" and options.json) and importlib.util.find_spec(name) is None
+        if not unused.get(name) and importlib.util.find_spec(name) is None
     ]
     if missing:
         print(f"python -m jaxsoft needs {', '.join(missing)}: {_EXTRA}", file=sys.stderr)
@@ -56,15 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         f"It needs {_EXTRA}.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer modes, sizes and steps")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON document instead, and draw a figure only with --figure",
+    )
+    figure = parser.add_mutually_exclusive_group()
+    figure.add_argument(
         "--figure",
         type=Path,
-        default=Path("jaxsoft-report.png"),
         metavar="PATH",
         help=f"where to save the figure, a file ending in {', '.join(_FORMATS)} "
-        "(default: %(default)s)",
+        f"(default: {_FIGURE})",
     )
+    figure.add_argument("--no-figure", action="store_true", help="draw none; needs no matplotlib")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the random logits and the split (default: 0)"
     )
@@ -97,7 +106,7 @@ def _as_json(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "seconds": time.perf_counter() - start,
         **{name: dataclasses.asdict(section) for name, section in sections.items()},
-        "figure": str(options.figure.resolve()),
+        "figure": options.figure and str(options.figure.resolve()),
     }
     print(json.dumps(_finite(document), allow_nan=False))
     return 1 if failures else 0
@@ -122,7 +131,10 @@ def _measured(
     for name, measure in measures.items():
         sections[name] = measure()
         show(sections[name])
-    iris.save_figure(sections["training"], options.figure)
+    if options.figure:
+        from jaxsoft._demo.figure import save_figure  # noqa: PLC0415
+
+        save_figure(sections["training"], options.figure)
     return sections
 
 

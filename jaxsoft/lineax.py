@@ -11,7 +11,9 @@ from jaxsoft._jacobian import SimplexJacobian
 try:
     import lineax as lx
 except ModuleNotFoundError as error:
-    raise ImportError('jaxsoft.lineax needs lineax: pip install "jaxsoft[lineax]"') from error
+    raise ImportError(
+        'jaxsoft.lineax needs lineax: pip install ".[lineax]" in a checkout of the repository'
+    ) from error
 
 # The Jacobian, and the number that the solver adds to its diagonal.
 _State: TypeAlias = tuple[SimplexJacobian, ArrayLike]

@@ -1,6 +1,7 @@
 """Figures of softmax and its derivative: each function draws on an Axes and returns it."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,19 +18,24 @@ try:
     import matplotlib as mpl
     from matplotlib import pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Polygon
+    from matplotlib.text import Text
 except ModuleNotFoundError as error:
-    raise ImportError('jaxsoft.plot needs matplotlib: pip install "jaxsoft[plot]"') from error
+    raise ImportError(
+        'jaxsoft.plot needs matplotlib: pip install ".[plot]" in a checkout of the repository'
+    ) from error
 
 # Of Okabe and Ito: told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK, _FAINT = "0.25", "0.75"
-_MOST_ANNOTATED = 12  # classes, whose entries are written into a heat map
-_MOST_NAMED = 40  # classes, whose names fit beside one
+_LEAST_SIZE = 6.0  # points, of text that can be read
+_LINE = 1.25  # the distance of lines of text, in sizes of it
 
 
 def jacobian_heatmap(
@@ -41,12 +47,14 @@ def jacobian_heatmap(
 ) -> Axes:
     """Draws a Jacobian of softmax as a heat map, orange for positive and purple for negative.
 
-    Row i says how the probability of class i answers to each logit. Up to 12 classes the entries
-    are written in, with three digits of the largest; what then rounds to zero is written as 0.
+    Row i says how the probability of class i answers to each logit. What is written depends on the
+    size of the Axes at the time of the call: the names beside the rows and above the columns, or of
+    many classes every second, fifth, tenth ... name; and the entries where they fit into their
+    cells, with three digits of the largest, and 0 for what then rounds to zero.
 
     Args:
         jacobian: the Jacobian of one row of n classes, or any matrix of shape [n, n].
-        class_names: n names; with more than 40 classes they are left out.
+        class_names: n names. Default: the numbers of the classes.
         limit: the entry that has the strongest colour, the same above and below zero. Default: the
             largest absolute value. With 0.25, which no derivative of softmax exceeds, colours mean
             the same in every figure.
@@ -87,24 +95,86 @@ def jacobian_heatmap(
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)
-    if n <= _MOST_NAMED:
-        rotation = 90 if n * max(map(len, names)) > 40 else 0
-        ax.set_xticks(range(n), [f"$z$ {x}" for x in names], rotation=rotation)
-        ax.set_yticks(range(n), [f"$p$ {x}" for x in names])
-    else:
-        ax.set(xlabel="logit of class", ylabel="probability of class")
-        ax.xaxis.set_label_position("top")
     ax.tick_params(length=0, labelcolor=_INK, labeltop=True, labelbottom=False)
-    if n <= _MOST_ANNOTATED:
-        image.set(edgecolor="w", linewidth=2)
-        written, size = _signed(float(abs(entries).max())), 10 if n <= 6 else 7.5
+    ax.xaxis.set_label_position("top")
+    _colour_bar(ax, image, r"$\partial p_i / \partial z_j$")
+    side = _with_names(ax, names)
+
+    written = _signed(float(abs(entries).max()))
+    texts = [[written(entry) for entry in row] for row in entries]
+    width = _extent(ax, max(np.ravel(texts), key=len), 10.0) / 10
+    if _entry_size(side, width) >= _LEAST_SIZE:
+        image.set(edgecolor="w", linewidth=min(2.0, side / 15))
         for (row, column), entry in np.ndenumerate(entries):
             colour = "w" if abs(entry) > 0.55 * limit else _INK
-            ax.text(
-                column, row, written(entry), color=colour, fontsize=size, ha="center", va="center"
-            )
-    _colour_bar(ax, image, r"$\partial p_i / \partial z_j$")
+            ax.add_artist(_Entry(column, row, texts[row][column], colour, side, width))
     return ax
+
+
+# A layout engine may shrink the cells after the call, when other Axes get labels or the window is
+# made smaller.
+class _Entry(Text):
+    """A number in a cell of a heat map, which fits into the cell whenever it is drawn."""
+
+    def __init__(self, x: int, y: int, text: str, colour: str, side: float, width: float) -> None:
+        size = _entry_size(side, width)
+        super().__init__(x, y, text, color=colour, fontsize=size, ha="center", va="center")
+        self.set_in_layout(False)  # The cells make room for it.
+        self._width = width
+
+    def draw(self, renderer: RendererBase) -> None:
+        (left, top), (right, bottom) = self.get_transform().transform([(0, 0), (1, 1)])
+        side = min(abs(right - left), abs(bottom - top)) * 72 / self.figure.dpi
+        size = _entry_size(side, self._width)
+        if size != self.get_fontsize():
+            self.set_fontsize(size)
+        if size >= _LEAST_SIZE - 1:
+            super().draw(renderer)
+
+
+def _entry_size(side: float, width: float) -> float:
+    """For a cell with this side, and entries of which the widest has `width` times its size."""
+    return min(10.0, 0.86 * side / width)
+
+
+# What the names take the layout takes from the cells, so that both are measured until the names fit
+# the cells that they leave. The side never grows from one round to the next: else names that fit
+# only without themselves would come and go.
+def _with_names(ax: Axes, names: Sequence[str]) -> float:
+    """Writes the names of the rows and columns of a heat map; returns the side of a cell."""
+    n = len(names)
+    largest = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
+    widest = max(_extent(ax, f"$z$ {name}", largest) for name in names)
+    shown, side = None, np.inf
+    ax.set(xticks=[], yticks=[])
+    while True:
+        ax.figure.figure.draw_without_rendering()  # lays it out
+        box = ax.get_window_extent()
+        side = min(side, min(box.width, box.height) * 72 / ax.figure.dpi / n)
+        step = next(k for k in _steps() if k * side >= _LINE * _LEAST_SIZE or k >= n)
+        size = min(largest, max(_LEAST_SIZE, np.floor(2 * step * side / _LINE) / 2))
+        upright = widest * size / largest + size / 2 > step * side
+        if shown == (step, size, upright):
+            return side
+        shown = step, size, upright
+        for axis, letter in ((ax.xaxis, "$z$"), (ax.yaxis, "$p$")):
+            labels = [name if step > 1 else f"{letter} {name}" for name in names[::step]]
+            axis.set_ticks(range(0, n, step), labels, size=size)
+            axis.set_label_text(f"{letter} of class" if step > 1 else "")
+        ax.tick_params("x", labelrotation=90 if upright else 0)
+
+
+def _steps() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, 100 and so on."""
+    return (k * 10**e for e in itertools.count() for k in (1, 2, 5))
+
+
+def _extent(ax: Axes, text: str, size: float) -> float:
+    """The width of a text in points, or its height where that is larger."""
+    probe = ax.text(0, 0, text, fontsize=size)
+    box = probe.get_window_extent()
+    probe.remove()
+    return max(box.width, box.height) * 72 / ax.figure.dpi
 
 
 def simplex_flow(
@@ -236,8 +306,7 @@ def slopes(
     present = float(values[at])
     other_logits = np.delete(np.asarray(values, float), at)
     balance = float(np.logaddexp.reduce(other_logits))  # where p_i is one half
-    # Beyond it p_i is near 1 and the others near 0: room for the legend.
-    low, high = min(balance - 6, present - 2), max(balance + 11, present + 2)
+    low, high = min(balance - 6, present - 2), max(balance + 6, present + 2)
     grid = jnp.linspace(low, high, 401, dtype=values.dtype)
     varied = jnp.broadcast_to(values, (grid.size, n)).at[:, at].set(grid)
     curves = np.asarray(softmax(varied), float)
@@ -247,7 +316,7 @@ def slopes(
     others = [int(j) for j in np.argsort(-p, kind="stable") if j != at]
     drawn = [at, *sorted(others[: len(_COLOURS) - 1])]
 
-    ax = ax or _new_axes((6.4, 3.8))
+    ax = ax or _new_axes((7.4, 3.8))
     ax.axvline(present, color=_FAINT, lw=0.9, zorder=0)
     written = _signed(float(abs(tangents[drawn]).max()))
     for position, i in enumerate(drawn):
@@ -265,7 +334,13 @@ def slopes(
     ax.set_xlabel(f"logit of {names[at]}")
     _plain(ax)
     title = f"slopes at {present:.3g}".replace("-", "−")
-    ax.legend(title=title, loc="center right", frameon=False, alignment="left", fontsize=9)
+    # Beside the Axes: within them there is no place that curves or tangents never reach.
+    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    legend = ax.legend(title=title, **beside, frameon=False, alignment="left", fontsize=9)
+    if ax.figure.get_layout_engine() is None:  # Nothing else would make room for it.
+        box, beyond = ax.get_position(), legend.get_window_extent().x1 - ax.bbox.x1
+        width = max(box.width - beyond / ax.figure.bbox.width, box.width / 3)
+        ax.set_position((box.x0, box.y0, width, box.height))
     return ax
 
 

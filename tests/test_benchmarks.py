@@ -3,13 +3,17 @@
 import dataclasses
 import datetime
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import accuracy, jacobian, linear, memory, speed, targets
+from benchmarks import accuracy, compilation, jacobian, linear, memory, speed, targets
 from jaxsoft._demo.timing import Timing
 
 CASE = linear.Case((60, 8, 90), "float32")
@@ -56,6 +60,8 @@ def test_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(linear, "QUICK_SHAPES", (CASE.shape,))
     monkeypatch.setattr(linear, "SIXTEEN_BIT", 0)
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
+    program = compilation.Compiled((0.1, 0.2, 0.3, 0.6), 1000, 20)
+    monkeypatch.setattr(compilation, "compiled", lambda function, args: program)
     output = tmp_path / "results.md"
     assert command.main(["--quick", "--seconds", "0.001", "--output", str(output)]) == 0
     printed, written = capsys.readouterr().out, output.read_text()
@@ -79,6 +85,15 @@ def test_results(monkeypatch, capsys, tmp_path):
     assert list(of_jacobian) == ["4×8, dense", "4×8, alone"]
     assert all(float(number) >= 0 for number in of_jacobian["4×8, dense"])
     assert of_jacobian["4×8, alone"][1:] == ["–", "–"]
+
+    assert table(written, "2 layers, 16 keys | jaxsoft | jax.nn and optax | ratio") == {
+        "trace, s": ["0.10", "0.10", "1.00 (1.00–1.00)"],
+        "lower, s": ["0.20", "0.20", "1.00 (1.00–1.00)"],
+        "compile, s": ["0.30", "0.30", "1.00 (1.00–1.00)"],
+        "all three, s": ["0.60", "0.60", "1.00 (1.00–1.00)"],
+        "equations of the jaxpr": ["1,000", "1,000", "1.00"],
+        "instructions of the compiled HLO": ["20", "20", "1.00"],
+    }
 
     layers = table(written, " | ".join(linear.COLUMNS))
     assert list(layers) == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
@@ -117,6 +132,62 @@ def test_only_one_section_and_no_file(monkeypatch, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "its gradient, float16, gap 10" in printed
     assert "time / peer" not in printed
+
+
+def test_a_section_is_written_in_its_place(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(accuracy, "ROWS", {"float16": ("gap 10",)})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "RESULTS.md")
+    command.RESULTS.write_text("# Results\n\n- date: once\n\n## The Jacobian\n\nold\n")
+    assert command.main(["--only", "accuracy", "--quick"]) == 0
+    assert "old\n" in command.RESULTS.read_text()  # a quick run writes nothing
+    assert "Accuracy" not in command.RESULTS.read_text()
+    for _ in range(2):  # the second run replaces what the first has written
+        assert command.main(["--only", "accuracy"]) == 0
+        introduction, first, second = command.RESULTS.read_text().split("\n\n## ")
+        assert introduction == "# Results\n\n- date: once"
+        assert first.startswith("Accuracy\n\n- date: ")
+        assert first.count("- command: python -m benchmarks --only accuracy\n") == 1
+        assert "| its gradient, float16, gap 10 |" in first
+        assert second == "The Jacobian\n\nold\n"
+    assert f"written to {command.RESULTS}" in capsys.readouterr().out
+
+
+def test_the_deep_models_compute_the_same():
+    case = compilation.Case(1, 4, 1)
+    args = jax.jit(lambda: compilation.arguments(case))()
+    own, peer = (jax.jit(compilation.step(*program))(*args) for program in compilation.PROGRAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), own, peer)
+    assert 6 < float(own[-1]) < 9  # log 1000 = 6.9
+
+
+def test_sizes_of_a_program(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))  # others need them
+
+    def function(x):
+        return jax.lax.cond(x[0] > 0, jnp.sin, jax.jit(lambda x: jnp.cos(x) + 1), x)
+
+    args = (jax.ShapeDtypeStruct((3,), np.float32),)
+    found = compilation.compiled(function, args)
+    # x[0]: slice, squeeze; >; the index of the branch; sin; cos and +
+    assert found.equations == 7
+    assert found.instructions > 3
+    assert sum(found.seconds[:3]) == pytest.approx(found.seconds[3])
+    assert min(found.seconds) > 0
+    assert cleared == [True]
+
+
+def test_hint_without_what_the_benchmarks_need():
+    program = "import sys, runpy; sys.modules['mpmath'] = None; runpy.run_module('benchmarks')"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith('python -m benchmarks needs mpmath: pip install ".[bench]" in a ')
 
 
 def test_targets():

@@ -3,17 +3,20 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
 import jaxsoft
 from jaxsoft.__main__ import main
-from jaxsoft._demo import derivatives, iris, saturation, speed
+from jaxsoft._demo import derivatives, figure, iris, saturation, speed
 from jaxsoft._demo.view import View
 
 # The functions of logits or of probabilities; `softmax_jacobian` stands for the class it returns,
@@ -98,6 +101,7 @@ def test_worked_example(document):
     assert round(printed["cross_class"], 4) == round(-0.69 * 0.10, 4)
     assert [round(p, 4) for p in computed["probabilities"]] == [0.6842, 0.1098, 0.2061]
     assert document["worked_example"]["outlier"] == "versicolor"
+    assert "https://youtu.be/KpKog-L9veg" in document["worked_example"]["source"]
 
 
 def test_saturated_row(document):
@@ -130,6 +134,7 @@ def test_training(document):
     assert training["train_loss"][-1] < 0.2
     assert training["accuracy"] == training["correct"] / training["held_out"] > 0.75
     p, jacobian = training["probabilities"], training["jacobian"]
+    assert p == pytest.approx(jax.nn.softmax(jnp.asarray(training["logits"])).tolist(), abs=1e-7)
     for i in range(3):
         assert sum(jacobian[i]) == pytest.approx(0, abs=1e-7)
         for j in range(3):
@@ -141,6 +146,23 @@ def test_figure_is_a_png(document, tmp_path):
     content = (tmp_path / "figure.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(content) > 20_000
+
+
+def test_figure_is_drawn_by_plot(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(figure.plot, "slopes", lambda *args, ax: drawn.update(slopes=args))
+    monkeypatch.setattr(
+        figure.plot, "jacobian_heatmap", lambda *args, ax, limit: drawn.update(heat=(*args, limit))
+    )
+    training = iris.train_on_iris(seed=0, quick=True, track=lambda steps, _: steps)
+    figure.save_figure(training, tmp_path / "figure.svg")
+    logits, index, names = drawn["slopes"]
+    assert logits.tolist() == list(training.logits)
+    assert index == np.argmax(training.probabilities)
+    jacobian, classes, limit = drawn["heat"]
+    np.testing.assert_array_equal(jacobian, training.jacobian)
+    assert names == classes == training.classes
+    assert limit == 0.25
 
 
 # --------------------------------------------------------------------------------- for a person
@@ -240,13 +262,58 @@ def test_missing_dependency(run, monkeypatch, missing):
     status, printed = run()
     assert status == 2
     assert printed.out == ""
-    assert 'pip install "jaxsoft[demo]"' in printed.err
+    assert 'pip install ".[demo]" in a checkout' in printed.err
     assert missing.replace("sklearn", "scikit-learn") in printed.err
 
 
-def test_json_needs_no_rich(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich", None)
+def test_without_a_figure(run, tmp_path):
+    status, printed = run("--no-figure")
+    assert status == 0
+    assert "Figure" not in printed.out
+    assert "Every check passed" in printed.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--no-figure",)])
+def test_json_draws_a_figure_only_if_asked(run, tmp_path, options):
+    status, printed = run("--json", *options)
+    assert status == 0
+    assert json.loads(printed.out)["figure"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_needs_no_matplotlib(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("--no-figure")[0] == 0
     assert run("--json")[0] == 0
+    assert run("--json", "--figure", "figure.png")[0] == 2
+
+
+def test_json_imports_neither_matplotlib_nor_rich(tmp_path):
+    # Of each section little, for it is not what is tested here.
+    program = """if True:
+        import sys
+        sys.modules |= dict.fromkeys(["matplotlib", "rich"])
+        from jaxsoft.__main__ import main
+        from jaxsoft._demo import derivatives, speed
+        every = derivatives.cases
+        derivatives.cases = lambda seed: every(seed)[:1]
+        speed.QUANTITIES = dict(list(speed.QUANTITIES.items())[:1])
+        sys.exit(main(["--quick", "--json"]))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(jaxsoft.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.returncode == 0
+    document = json.loads(ran.stdout)
+    assert document["passed"] is True
+    assert document["training"]["correct"] > 20
 
 
 @pytest.mark.parametrize(
@@ -254,6 +321,14 @@ def test_json_needs_no_rich(run, monkeypatch):
     [
         (["--figure", "figure.txt"], "--figure must end in .pdf, .png, .svg, got figure.txt"),
         (["--figure", "no/figure.png"], "--figure: cannot write into the directory no"),
+        (
+            ["--figure", "figure.png", "--no-figure"],
+            "argument --no-figure: not allowed with argument --figure",
+        ),
+        (
+            ["--json", "--no-figure", "--figure", "figure.png"],
+            "argument --figure: not allowed with argument --no-figure",
+        ),
         (["--seed", "-1"], "--seed must lie in [0, 2**32), got -1"),
     ],
 )
@@ -269,4 +344,7 @@ def test_as_a_command():
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout == f"jaxsoft {jaxsoft.__version__}\n"
     usage = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert all(option in usage.stdout for option in ("--quick", "--json", "--figure", "--seed"))
+    assert all(
+        option in usage.stdout
+        for option in ("--quick", "--json", "--figure", "--no-figure", "--seed")
+    )

@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,61 @@ def test_importing_jaxsoft_imports_nothing_but_what_it_requires():
     assert not any(module.startswith("jaxsoft._demo") for module in new)
 
 
-# ----------------------------------------------------------------------------- what is installed
+# ------------------------------------------------------------- what is distributed and installed
+
+
+def included(path):
+    """Whether the source distribution has a file: by its patterns, or as hatchling's own rule."""
+    always = {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
+    return path in always or any(path == part or path.startswith(f"{part}/") for part in INCLUDED)
+
+
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+INCLUDED = [
+    part.removeprefix("/")
+    for part in SETTINGS["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+]
+
+
+def tracked():
+    """The files that git knows of: none in an unpacked source distribution."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return []
+    return listed.stdout.splitlines()
+
+
+def test_source_distribution_has_what_its_tests_need():
+    assert [part for part in INCLUDED if not (ROOT / part).exists()] == []
+    assert included("conftest.py")
+    assert included("tests/test_package.py")
+    assert not included("dist/conftest.py")
+    assert [path for path in tracked() if not included(path)] == []
+
+
+def test_hints_install_from_a_checkout():
+    # There is no package of this name on an index.
+    paths = [
+        p for part in INCLUDED for p in (ROOT / part, *(ROOT / part).rglob("*")) if p.is_file()
+    ]
+    texts = {p: p.read_text() for p in (ROOT / "README.md", *paths) if p.suffix in HINTING}
+    assert len(texts) > 50
+    found = {}
+    for path, text in texts.items():
+        hints = re.findall(r"pip install(?:\s+-\S+)*\s+[\\\"']*([\w.]+)(?:\[([\w,]+)\])?", text)
+        assert "jaxsoft" not in {name for name, _ in hints}, path
+        found |= {
+            extra: path for name, extras in hints if name == "." for extra in extras.split(",")
+        }
+    assert set(found) >= {"", "demo", "plot", "lineax", "notebooks", "bench", "examples"}
+    extras = SETTINGS["project"]["optional-dependencies"]
+    assert {extra: path for extra, path in found.items() if extra and extra not in extras} == {}
+
+
+HINTING = {".ipynb", ".md", ".py"}
 
 
 def test_installed_version():

@@ -1,7 +1,9 @@
 """jaxsoft.plot: what the figures show, read back from the Axes."""
 
+import contextlib
 import inspect
 import io
+import itertools
 import re
 import runpy
 import sys
@@ -90,10 +92,84 @@ def test_heatmap_of_confident_and_of_many_classes(ax):
     matrix = np.diag([0.25, 0.0004, 0.0])
     assert written(plot.jacobian_heatmap(matrix))[::4] == ["+0.250", "0", "0"]
     assert set(written(plot.jacobian_heatmap(np.zeros((2, 2))))) == {"0"}
-    many = plot.jacobian_heatmap(np.eye(41), [f"class {i}" for i in range(41)], limit=0.25)
+    many = plot.jacobian_heatmap(np.eye(41), limit=0.25)
     assert written(many) == []
     assert many.collections[0].get_clim() == (-0.25, 0.25)
-    assert not any("class" in label.get_text() for label in many.get_xticklabels())
+
+
+def overlaps(boxes):
+    """Whether any two neighbours overlap."""
+    return any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def extents(texts):
+    return [text.get_window_extent() for text in texts]
+
+
+# The size of the figure in inches, the classes, how many names a row or column has, and whether the
+# entries are written. Text of 6 points needs 7.5 from line to line.
+@pytest.mark.parametrize(
+    ("inches", "n", "named", "entries"),
+    [
+        (None, 3, 3, True),
+        (None, 12, 12, True),
+        (None, 40, 40, False),
+        (None, 100, 50, False),
+        ((2.4, 1.8), 3, 3, True),
+        ((2.4, 1.8), 12, 6, False),
+        ((2.4, 1.8), 40, 8, False),
+        ((14, 12), 24, 24, True),
+        ((14, 12), 100, 100, False),
+        ((0.3, 0.2), 5, 1, False),
+    ],
+)
+def test_heatmap_writes_what_its_axes_have_room_for(inches, n, named, entries):
+    ax = plt.figure(figsize=inches, layout="constrained").add_subplot() if inches else None
+    matrix = np.eye(n) / n - 1 / n**2
+    warns = pytest.warns(UserWarning, match="collapsed") if named == 1 else contextlib.nullcontext()
+    with warns:
+        ax = plot.jacobian_heatmap(matrix, ax=ax)
+        ax.figure.canvas.draw()
+    for axis in (ax.xaxis, ax.yaxis):
+        labels = axis.get_ticklabels()
+        assert len(labels) == named
+        assert [label.get_text().split()[-1] for label in labels[:2]] == ["0", f"{n // named}"][
+            :named
+        ]
+        assert not overlaps(extents(labels))
+        assert all(label.get_fontsize() >= 6 for label in labels)
+    assert len(written(ax)) == (n * n if entries else 0)
+    inside = [box.width < ax.bbox.width / n for box in extents(ax.texts)]
+    assert all(inside)
+
+
+def test_names_lie_flat_while_they_fit(ax):
+    plot.jacobian_heatmap(JACOBIAN, SPECIES, ax=ax)
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {0}
+    long = plot.jacobian_heatmap(JACOBIAN, [f"the flower of {name}" for name in SPECIES])
+    assert {label.get_rotation() for label in long.get_xticklabels()} == {90}
+    assert {label.get_rotation() for label in long.get_yticklabels()} == {0}
+
+
+def test_entries_shrink_and_vanish_with_their_cells():
+    ax = plot.jacobian_heatmap(JACOBIAN, SPECIES)
+
+    def image(entries):
+        for text in ax.texts:
+            text.set_visible(entries)
+        for _ in range(2):  # the layout of one draw depends on that before it
+            ax.figure.canvas.draw()
+        return np.asarray(ax.figure.canvas.buffer_rgba()).copy()
+
+    ax.figure.canvas.draw()
+    first = ax.texts[0].get_fontsize()
+    ax.figure.set_size_inches(3.0, 2.4)
+    assert (image(entries=True) != image(entries=False)).any()
+    assert 5 <= ax.texts[0].get_fontsize() < first == 10
+    cell = ax.bbox.width / 3
+    assert all(box.width < cell for box in extents(ax.texts))
+    ax.figure.set_size_inches(2.4, 2.0)
+    assert (image(entries=True) == image(entries=False)).all()
 
 
 # ----------------------------------------------------------------------------------------- flow
@@ -159,6 +235,19 @@ def test_slopes_draw_the_curves(ax):
     assert z[0] < LOGITS[0] < z[-1]
     assert p[0] < 0.01
     assert p[-1] > 0.99
+
+
+@pytest.mark.parametrize("layout", ["constrained", None])
+@pytest.mark.parametrize("logits", [LOGITS, np.array([20.0, 0, 1]), np.linspace(-2, 2, 8)])
+def test_legend_of_slopes_stands_beside_the_curves(layout, logits):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3), layout=layout)
+    for ax in axes:
+        plot.slopes(logits, 0, ax=ax)
+    figure.canvas.draw()
+    legend, other = (ax.get_legend().get_window_extent() for ax in axes)
+    assert axes[0].bbox.x1 < legend.x0 < legend.x1 < axes[1].bbox.x0
+    assert axes[1].bbox.x1 < other.x0 < other.x1 < figure.bbox.x1
+    assert axes[0].bbox.width > 100
 
 
 def test_slopes_of_many_classes(ax):
@@ -270,5 +359,5 @@ def test_wrong_options_and_types():
 def test_without_matplotlib(monkeypatch):
     assert "slopes" in runpy.run_path(plot.__file__)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "jaxsoft\[plot\]"'):
+    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "\.\[plot\]" in a check'):
         runpy.run_path(plot.__file__)

@@ -1,4 +1,4 @@
-"""The machine at hand, and the worked example with which softmax is often explained."""
+"""The machine at hand, and a worked example with which softmax is often explained."""
 
 import dataclasses
 import importlib.metadata
@@ -45,6 +45,7 @@ def environment() -> Environment:
 
 # ------------------------------------------------------------------------------- worked example
 
+_SOURCE = "StatQuest, Neural Networks Part 5: ArgMax and SoftMax, https://youtu.be/KpKog-L9veg"
 _CLASSES = ("setosa", "versicolor", "virginica")
 _PRINTED_PROBABILITIES = (0.69, 0.10, 0.21)
 _PRINTED_LOGITS = (1.43, -0.40, 0.23)
@@ -76,8 +77,9 @@ class WorkedExample:
     """The example of three Iris classes.
 
     Attributes:
+        source: where the printed probabilities and logits come from.
         classes: the names of the classes.
-        logits: the logits usually printed beside the probabilities.
+        logits: the logits printed there, beside the probabilities.
         rows: the probabilities as printed, and the softmax of the logits.
         outlier: the class whose two probabilities are the hardest to reconcile.
         difference: how far these two are apart.
@@ -85,6 +87,7 @@ class WorkedExample:
         failures: what is wrong.
     """
 
+    source: str
     classes: tuple[str, ...]
     logits: tuple[float, ...]
     rows: tuple[WorkedRow, ...]
@@ -110,6 +113,7 @@ def worked_example() -> WorkedExample:
     differences = [abs(p - q) for p, q in zip(_PRINTED_PROBABILITIES, exact, strict=True)]
     outlier = max(range(len(exact)), key=lambda k: differences[k] - explained[k])
     return WorkedExample(
+        source=_SOURCE,
         classes=_CLASSES,
         logits=_PRINTED_LOGITS,
         rows=rows,

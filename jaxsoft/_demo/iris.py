@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from sklearn import datasets, model_selection
 
 import jaxsoft
@@ -39,6 +36,7 @@ class Training:
         accuracy: the same as a fraction.
         flower: measurements of the held-out flower that the classifier is least sure of.
         species: its true class.
+        logits: of each class, for this flower.
         probabilities: of each class, for this flower.
         jacobian: the derivative of the probability of each class (row) by each logit (column).
         jacobian_error: against diag(p) - p pᵀ in float64, in eps of the largest entry.
@@ -55,6 +53,7 @@ class Training:
     accuracy: float
     flower: tuple[float, ...]
     species: str
+    logits: tuple[float, ...]
     probabilities: tuple[float, ...]
     jacobian: tuple[tuple[float, ...], ...]
     jacobian_error: float
@@ -126,6 +125,7 @@ def train_on_iris(seed: int, *, quick: bool, track: Track) -> Training:
         accuracy=correct / _HELD_OUT,
         flower=tuple(held_out_raw[unsure].tolist()),
         species=classes[held_out_labels[unsure]],
+        logits=tuple(logits[unsure].tolist()),
         probabilities=tuple(p[unsure].tolist()),
         jacobian=tuple(tuple(row) for row in jacobian.tolist()),
         jacobian_error=jacobian_error,
@@ -163,43 +163,3 @@ def _jacobian_error(jacobian: Any, logits: Any) -> float:
     p = exponentials / exponentials.sum()
     exact = np.diag(p) - np.outer(p, p)
     return float(error_in_eps(jacobian, exact, scale=abs(exact).max()).max())
-
-
-# --------------------------------------------------------------------------------------- figure
-
-
-def save_figure(training: Training, path: Path) -> None:
-    """Saves the training curve, and the Jacobian as a heat map."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    curve, heat = figure.subplots(1, 2, width_ratios=(6, 5))
-    steps = range(len(training.train_loss))
-    curve.plot(steps, training.train_loss, label="flowers trained on")
-    curve.plot(steps, training.held_out_loss, label="flowers held out")
-    curve.set(
-        title=f"{training.correct} of {training.held_out} held-out flowers are right",
-        xlabel="step of Adam",
-        ylabel="mean cross-entropy (nats)",
-        yscale="log",
-    )
-    curve.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    curve.yaxis.set_major_formatter("{x:g}")
-    curve.yaxis.set_minor_locator(NullLocator())
-    curve.margins(x=0)
-    curve.grid(alpha=0.3)
-    curve.legend(frameon=False)
-    curve.spines[["top", "right"]].set_visible(False)
-
-    # No derivative of softmax exceeds 1/4, so the colours mean the same at every flower.
-    image = heat.imshow(training.jacobian, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
-    ticks = range(len(training.classes))
-    heat.set_title(f"∂p/∂z at the least certain flower, a {training.species}")
-    heat.set_xticks(ticks, [f"z {name}" for name in training.classes])
-    heat.set_yticks(ticks, [f"p {name}" for name in training.classes])
-    heat.tick_params(length=0)
-    heat.spines[:].set_visible(False)
-    for i, row in enumerate(training.jacobian):
-        for j, entry in enumerate(row):
-            color = "white" if abs(entry) > 0.15 else "black"
-            heat.text(j, i, f"{entry:+.2g}", ha="center", va="center", color=color, fontsize=11)
-    figure.colorbar(image, ax=heat, shrink=0.9)
-    figure.savefig(path, dpi=150)

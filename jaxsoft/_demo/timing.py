@@ -132,10 +132,11 @@ def timings(
 ) -> list[Timing]:
     """Times programs in turns with one peer, as `timing` does for one of them."""
     *samples, peer_samples = _interleaved((*programs, peer), args, rounds, seconds)
-    return [_compared(own_samples, peer_samples) for own_samples in samples]
+    return [compared(own_samples, peer_samples) for own_samples in samples]
 
 
-def _compared(samples: list[float], peer_samples: list[float]) -> Timing:
+def compared(samples: Sequence[float], peer_samples: Sequence[float]) -> Timing:
+    """Compares two programs by their seconds, round by round."""
     ratios = [a / b for a, b in zip(samples, peer_samples, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Timing(

@@ -52,9 +52,11 @@ class View:
         """Prints one section."""
         self.console.print(_rendered(section), Text())
 
-    def conclude(self, failures: Sequence[str], seconds: float, figure: Path) -> None:
-        """Prints where the figure is, and the verdict."""
-        self.console.print(Text.assemble("Figure saved to ", (str(figure), "bold")), soft_wrap=True)
+    def conclude(self, failures: Sequence[str], seconds: float, figure: Path | None) -> None:
+        """Prints where the figure is, if there is one, and the verdict."""
+        if figure is not None:
+            saved = Text.assemble("Figure saved to ", (str(figure), "bold"))
+            self.console.print(saved, soft_wrap=True)
         if failures:
             number = "1 check failed" if len(failures) == 1 else f"{len(failures)} checks failed"
             text, title, style = "\n".join(failures), number, "bold red"
@@ -124,9 +126,10 @@ def _(section: WorkedExample) -> RenderableType:
     rules.add_row("cross class", "-p q", f"-{p:.2f} · {q:.2f} = {printed.cross_class:.2f}")
     logits = ", ".join(f"{z:.2f}" for z in section.logits)
     note = Text(
-        f"The printed probabilities are not the softmax of the logits {logits} printed with them: "
-        f"{section.outlier} is off by {section.difference:.4f}, of which rounding to two decimals "
-        f"explains at most {section.explained:.4f}; the rules hold for both rows."
+        f"From {section.source}. The probabilities printed there are not the softmax of the logits "
+        f"printed beside them, {logits}: {section.outlier} is off by {section.difference:.4f}, of "
+        f"which rounding to two decimals explains at most {section.explained:.4f}; the rules hold "
+        "for both rows."
     )
     return _section("The worked example", table, Padding(rules, (0, 0, 1, 1)), note)
 
