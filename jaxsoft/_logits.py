@@ -131,8 +131,8 @@ def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array
 _scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
 
 
-# JAX's derivative of a quotient has 1 / y² in it, which is infinite for y = 1e-20 and 0 for y = 1e20;
-# in units of a power of two near y it is about 1.
+# JAX's derivative of a quotient has 1 / y² in it: infinite for y = 1e-20, 0 for y = 1e20. In units of
+# a power of two near y it is about 1.
 def divided(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """x / y for y > 0, with derivatives that have the range of the type."""
     finfo = jnp.finfo(y.dtype)
