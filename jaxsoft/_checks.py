@@ -355,3 +355,51 @@ def _described(value: Any) -> str:
     return (
         f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__
     )
+
+
+def promoted(function: str, **values: Any) -> list[Any]:
+    """Returns arrays, real or complex, in the dtype that they have together; None as it is.
+
+    As in JAX integers and booleans take the dtype of the others, or the default float.
+    """
+    (first, value), *options = values.items()
+    arrays: list[Any] = [_numeric(function, first, value)]
+    arrays += [
+        None if value is None else _numeric(function, name, value) for name, value in options
+    ]
+    inexact = [a for a in arrays if a is not None and not is_discrete(a)]
+    dtype = jnp.result_type(*inexact or (float,))
+    return [a if a is None or a.dtype == dtype else a.astype(dtype) for a in arrays]
+
+
+def _numeric(function: str, argument: str, value: Any) -> Array:
+    if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array):
+        value = value.__jax_array__()
+    known = isinstance(value, (jax.Array, np.ndarray, np.generic, complex))
+    if known and jnp.iscomplexobj(value):
+        return jnp.asarray(value)
+    return array(function, argument, value)
+
+
+def together(function: str, **values: Any) -> list[Any]:
+    """Returns arrays broadcast to the shape that they have together; None as it is."""
+    (first, array), *others = values.items()
+    shape = array.shape
+    for argument, value in others:
+        try:
+            shape = shape if value is None else np.broadcast_shapes(shape, value.shape)
+        except ValueError:
+            raise ValueError(
+                f"{function}: {argument} must broadcast with {shape} (the shape of {first}), "
+                f"got {value.shape}"
+            ) from None
+    given = values.values()
+    return [a if a is None or a.shape == shape else jnp.broadcast_to(a, shape) for a in given]
+
+
+def booleans(function: str, argument: str, value: Any) -> Array | None:
+    """Returns a boolean array of any shape, or None."""
+    value = None if value is None else array(function, argument, value)
+    if value is not None and value.dtype != jnp.bool_:
+        raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
+    return value

@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
-from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
+from jaxsoft._logarithms import complement, log_probabilities
+from jaxsoft._logsumexp import log_normalizer
 from jaxsoft._mesh import Mesh
 from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
