@@ -156,6 +156,11 @@ def _logsumexp(
     args = _mesh.aligned(a, b, where, mesh=mesh)
     x, factors, mask = (_axes.merge_axes(arg, axes) for arg in args)
 
+    if factors is None and jax.config.jax_debug_nans and jax.config.jax_disable_jit:
+        # JAX looks at every operation, and the statistics of a row with +inf, which is infinite,
+        # are NaN. The formula with factors has none, but takes longer.
+        factors = jnp.ones_like(x)
+
     def logits() -> _logits.Logits:
         return _logits.prepare(x, axis, mask)
 
@@ -165,8 +170,7 @@ def _logsumexp(
         out = row.top + _mesh.joined(out, mesh)
         out = jnp.where(row.rest == -1, -jnp.inf, out)
         out = jnp.where(row.top == jnp.inf, jnp.inf, out)
-        sign = jnp.sign(row.normalizer)
-        sign = jnp.where(row.top == jnp.inf, 1, sign)
+        sign = jnp.where(row.top == jnp.inf, 1, jnp.sign(row.normalizer))
     else:
 
         def terms() -> tuple[Array, Array]:
@@ -386,7 +390,8 @@ def _of_complex(
     logarithm = jnp.log(total)
     size = jnp.where(nothing, -jnp.inf, jnp.where(infinite, jnp.inf, logarithm.real + top))
     out = size if return_sign else lax.complex(size, logarithm.imag)
-    sign = jnp.where(nothing, 0, total / jnp.abs(total))
+    modulus = jnp.abs(total)
+    sign = jnp.where(nothing, 0, lax.complex(total.real / modulus, total.imag / modulus))
     return out.reshape(shape), sign.reshape(shape)
 
 
