@@ -156,7 +156,8 @@ def _logsumexp(
     args = _mesh.aligned(a, b, where, mesh=mesh)
     x, factors, mask = (_axes.merge_axes(arg, axes) for arg in args)
 
-    if factors is None and jax.config.jax_debug_nans and jax.config.jax_disable_jit:
+    config: Any = jax.config  # its flags are attributes of which a type checker knows nothing
+    if factors is None and config.jax_debug_nans and config.jax_disable_jit:
         # JAX looks at every operation, and the statistics of a row with +inf, which is infinite,
         # are NaN. The formula with factors has none, but takes longer.
         factors = jnp.ones_like(x)
