@@ -399,3 +399,14 @@ def test_complex_on_several_devices():
     found = jax.grad(lambda *x: divided(*x).sum(), holomorphic=True)(*parts)
     wanted = jax.grad(lambda a: jaxsoft.logsumexp(a, -1, b).sum(), holomorphic=True)(a)
     np.testing.assert_allclose(jnp.moveaxis(found, 0, 1).reshape(3, 8), wanted, rtol=1e-12)
+
+
+def test_the_largest_term_lies_on_one_device():
+    # Ties on all devices, no term, an infinite one, subnormal factors of both signs.
+    a = np.array([[0.0] * 8, [-INF] * 8, [1e3, *range(7)], [INF, *range(7)], [0.0] * 8])
+    tiny = np.array([5.0, -1, 2, -1, 1, 1, 1, 1]) * 5e-324
+    b = np.array([[2.0] * 8, [1.0] * 8, [1e-300] + [1.0] * 7, [-1.0] * 8, tiny])
+    parts = [jnp.moveaxis(x.reshape(5, 4, 2), 1, 0) for x in (a, b)]
+    of_part = lambda a, b: jaxsoft.logsumexp(a, -1, b, return_sign=True, axis_name="v")
+    for found, wanted in zip(jax.vmap(of_part, axis_name="v")(*parts), value(a, b), strict=True):
+        np.testing.assert_allclose(found, np.broadcast_to(wanted, (4, 5)), rtol=1e-15)
