@@ -6,7 +6,7 @@ from jaxsoft._information import kl_divergence as kl_divergence
 from jaxsoft._jacobian import SimplexJacobian as SimplexJacobian
 from jaxsoft._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._logarithms import log_softmax as log_softmax
-from jaxsoft._logarithms import logsumexp as logsumexp
+from jaxsoft._logsumexp import logsumexp as logsumexp
 from jaxsoft._losses import cross_entropy as cross_entropy
 from jaxsoft._products import softmax_derivative as softmax_derivative
 from jaxsoft._products import softmax_jvp as softmax_jvp

@@ -1,6 +1,5 @@
 """Validation at the public boundary: every error message of the array functions."""
 
-import contextlib
 import functools
 import math
 import operator
@@ -125,26 +124,6 @@ def mask(
     return None if where is None else boolean(function, "where", where, shape, wanted)
 
 
-def masked(function: str, argument: str, x: Array, where: Any) -> tuple[Array, Array | None]:
-    """Returns an array and its boolean mask, broadcast to the shape of both."""
-    if where is not None:
-        where = array(function, "where", where)
-        with contextlib.suppress(ValueError):  # `mask` says what is wrong
-            x = jnp.broadcast_to(x, lax.broadcast_shapes(x.shape, where.shape))
-    return x, mask(function, where, x.shape, f"the shape of {argument}")
-
-
-def broadcast_shapes(function: str, **arrays: Array) -> tuple[int, ...]:
-    """Returns the shape that the arrays have together, or raises `ValueError`."""
-    try:
-        return lax.broadcast_shapes(*(value.shape for value in arrays.values()))
-    except ValueError:
-        shapes = " and ".join(str(value.shape) for value in arrays.values())
-        raise ValueError(
-            f"{function}: {' and '.join(arrays)} must broadcast with each other, got {shapes}"
-        ) from None
-
-
 def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
     """Returns a boolean array broadcast to `shape`."""
     value = array(function, argument, value)
@@ -163,7 +142,8 @@ def rows(
     axis_name: Any,
 ) -> tuple[tuple[Array, Array | None, Array | None, Array | None], dict[str, Any]]:
     """Returns the arguments of softmax as arrays, and its axes and mesh by name."""
-    x, where = masked(function, "x", floating(function, "x", x), where)
+    where = booleans(function, "where", where)
+    x, where = together(function, x=floating(function, "x", x), where=where)
     numbers = axes(function, axis, x.ndim)
     scale = temperature(function, temperature_, x.shape, numbers)
     sink = per_row(function, "sink", sink, x.shape, numbers)
@@ -410,3 +390,51 @@ def _axes_of_index(item: Any) -> int:
         return 0
     mask = isinstance(item, (np.ndarray, jax.Array)) and item.dtype == bool
     return item.ndim if mask else 1
+
+
+def promoted(function: str, **values: Any) -> list[Any]:
+    """Returns arrays, real or complex, in the dtype that they have together; None as it is.
+
+    As in JAX integers and booleans take the dtype of the others, or the default float.
+    """
+    (first, value), *options = values.items()
+    arrays: list[Any] = [_numeric(function, first, value)]
+    arrays += [
+        None if value is None else _numeric(function, name, value) for name, value in options
+    ]
+    inexact = [a for a in arrays if a is not None and not is_discrete(a)]
+    dtype = jnp.result_type(*inexact or (float,))
+    return [a if a is None or a.dtype == dtype else a.astype(dtype) for a in arrays]
+
+
+def _numeric(function: str, argument: str, value: Any) -> Array:
+    if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array):
+        value = value.__jax_array__()
+    known = isinstance(value, (jax.Array, np.ndarray, np.generic, complex))
+    if known and jnp.iscomplexobj(value):
+        return jnp.asarray(value)
+    return array(function, argument, value)
+
+
+def together(function: str, **values: Any) -> list[Any]:
+    """Returns arrays broadcast to the shape that they have together; None as it is."""
+    (first, array), *others = values.items()
+    shape = array.shape
+    for argument, value in others:
+        try:
+            shape = shape if value is None else jnp.broadcast_shapes(shape, value.shape)
+        except ValueError:
+            raise ValueError(
+                f"{function}: {argument} must broadcast with {shape} (the shape of {first}), "
+                f"got {value.shape}"
+            ) from None
+    given = values.values()
+    return [a if a is None or a.shape == shape else jnp.broadcast_to(a, shape) for a in given]
+
+
+def booleans(function: str, argument: str, value: Any) -> Array | None:
+    """Returns a boolean array of any shape, or None."""
+    value = None if value is None else array(function, argument, value)
+    if value is not None and value.dtype != jnp.bool_:
+        raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
+    return value

@@ -164,12 +164,10 @@ def kl_divergence(
     """
     name = "kl_divergence"
     x, y = _checks.floating(name, "x", x), _checks.floating(name, "y", y)
-    shape = _checks.broadcast_shapes(name, x=x, y=y)
-    axes = _checks.axes(name, axis, len(shape))
-    where = _checks.mask(name, where, shape)
-    scale = _checks.temperature(name, temperature, shape, axes)
+    x, y, where = _checks.together(name, x=x, y=y, where=_checks.booleans(name, "where", where))
+    axes = _checks.axes(name, axis, x.ndim)
+    scale = _checks.temperature(name, temperature, x.shape, axes)
     mesh = _checks.mesh(name, axis_name, temperature=scale)
-    x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
     return _kl_divergence(x, y, where, scale, axes=axes, mesh=mesh)
 
 

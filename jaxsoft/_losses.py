@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft import _axes, _checks, _labels, _logits, _mesh, _reduction, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
-from jaxsoft._logarithms import complement, log_normalizer, log_probabilities
+from jaxsoft._logarithms import complement, log_probabilities
+from jaxsoft._logsumexp import log_normalizer
 from jaxsoft._mesh import Mesh
 from jaxsoft._reduction import Reduction
 from jaxsoft._sizes import is_empty

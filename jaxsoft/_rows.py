@@ -2,7 +2,8 @@
 
 Those of what is not a logit stand with their formulas: the logarithm of a determinant in
 `_inverse`, the exponential of a radius in `_simplex`, both of which are given probabilities. So do
-those of `_online`, which are differentiated as they stand.
+those of `_online`, which are differentiated as they stand, and the terms with factors of
+`_logsumexp`.
 
 A row is the logits along one axis, in float32 or wider. What belongs to a row has the shape without
 that axis: arithmetic on arrays with an axis of size 1 runs several times slower on the CPU.
@@ -306,40 +307,6 @@ def _parts(exponentials: Array) -> tuple[Array, Array]:
     """The exponentials below 1, with 0 in place of the others, and 1 for each of these."""
     ones = jnp.floor(exponentials)
     return exponentials - ones, ones
-
-
-def log_abs_sum(
-    z: Float[Array, "..."], b: Float[Array, "..."], top: Float[Array, "..."], axis: ClassAxis
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """log|S| and the sign of S = Σ b_j exp(z_j - m), m the maximum where b is not 0."""
-    counts = b != 0
-    z, top = jnp.where(counts, z, -jnp.inf), axis.expand(top)
-    gap = jnp.where(z == top, 0, z - top)  # 0 also between +inf and +inf
-    terms = jnp.where(counts, b * jnp.exp(gap), 0)
-    place = jnp.argmax(z, axis.position)
-    if axis.mesh:
-        highest = jnp.max(z, axis.position) == top.squeeze(axis.position)
-        place = jnp.where(highest, place, z.shape[axis.position])
-    apart = axis.take(terms, place)
-    others = axis.sum(jnp.where(axis.one_hot(place, z), 0, terms))
-    total = apart + others
-    # As in a Row, S - 1 is put together without adding 1; b_k - 1 is exact for b_k near 1.
-    positive = jnp.log1p(jnp.where(total > 0, (apart - 1) + others, 0))
-    negative = jnp.log(jnp.where(total > 0, 1, -total))
-    return jnp.where(total > 0, positive, negative), jnp.sign(total)
-
-
-def signed_weights(
-    z: Float[Array, "..."],
-    top: Float[Array, "..."],
-    logarithm: Float[Array, "..."],
-    sign: Float[Array, "..."],
-    axis: ClassAxis,
-) -> Float[Array, "..."]:
-    """exp(z - m) / S from log|S| and the sign of S; 0 where S is 0."""
-    finite = jnp.where(logarithm == -jnp.inf, 0, logarithm)
-    top, finite, sign = map(axis.expand, (top, finite, sign))
-    return sign * jnp.exp((z - top) - finite)
 
 
 def other_mass(loss: Float[Array, "..."]) -> Float[Array, "..."]:

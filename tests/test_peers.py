@@ -1,4 +1,4 @@
-"""The tests of Optax pass when its softmax, log_softmax and logsumexp are those of jaxsoft."""
+"""The tests of Optax and SciPy pass when their softmax, log_softmax, logsumexp are jaxsoft's."""
 
 import json
 import os
@@ -39,6 +39,12 @@ def check(tested, *, caller=None, functions=(), path=ROOT):
 )
 def test_optax(name, functions):
     check(f"optax.losses.{name}_test", caller=f"optax.losses.{name}", functions=functions)
+
+
+@pytest.mark.peer
+def test_scipy():
+    tested = "scipy.special.tests.test_logsumexp"
+    check(tested, caller=tested, functions=["logsumexp"])
 
 
 # ------------------------------------------------------------------------------ when it is wrong
