@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxsoft import _logits, _mesh, _online
 from jaxsoft._mesh import Mesh
 from jaxsoft._online import Classes, Layer, Options, Statistics, Sums, Tokens
+from jaxsoft._sizes import known
 
 
 class Division(NamedTuple):
@@ -246,6 +247,8 @@ def _over_tokens(
 
 def _token_chunks(length: int, division: Division) -> int:
     """The number of chunks of tokens."""
+    if not known(lambda: length > division.tokens, False):
+        return 1
     least, devices = math.ceil(length / division.tokens), jax.device_count()
     if division.mesh is None and devices > 1:
         # The compiler may have divided the tokens among devices, and where a chunk does not have as
@@ -258,6 +261,8 @@ def _token_chunks(length: int, division: Division) -> int:
 def _class_chunks(layer: Layer, division: Division) -> tuple[int, int]:
     """The number of chunks of classes, and how many classes each of them has."""
     n = layer.w.shape[1]
+    if not known(lambda: n > division.classes, False):
+        return 1, n
     count = math.ceil(n / division.classes)
     return count, math.ceil(n / count)
 

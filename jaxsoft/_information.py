@@ -163,12 +163,12 @@ def kl_divergence(
         1.25e-09
     """
     name = "kl_divergence"
-    x, y = _checks.floating(name, "x", x), _checks.floating(name, "y", y)
-    x, y, where = _checks.together(name, x=x, y=y, where=_checks.booleans(name, "where", where))
-    axes = _checks.axes(name, axis, x.ndim)
-    scale = _checks.temperature(name, temperature, x.shape, axes)
+    both = {"x": _checks.floating(name, "x", x), "y": _checks.floating(name, "y", y)}
+    arrays = _checks.together(name, **both, where=_checks.booleans(name, "where", where))
+    axes = _checks.axes(name, axis, arrays[0].ndim)
+    scale = _checks.temperature(name, temperature, arrays[0].shape, axes)
     mesh = _checks.mesh(name, axis_name, temperature=scale)
-    return _kl_divergence(x, y, where, scale, axes=axes, mesh=mesh)
+    return _kl_divergence(*arrays, scale, axes=axes, mesh=mesh)
 
 
 @_sharding.program(static=("axes", "mesh"), places=_sharding.rows)

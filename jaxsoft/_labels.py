@@ -137,7 +137,10 @@ def _in_type(given: Any, index: int | None, dtype: Any, xp: ModuleType) -> tuple
     """
     limits = np.iinfo(dtype)
     if given.dtype.kind != "O" and np.can_cast(given.dtype, dtype):
-        given = given if given.dtype.itemsize >= 4 else given.astype(np.int32)
+        if given.dtype.itemsize < 4:
+            given = given.astype(np.int32)
+        elif given.dtype.kind == "u":
+            given = given.astype(dtype)
         held = np.iinfo(given.dtype)
         return given, index if index is not None and held.min <= index <= held.max else None
     exists = (given >= 0) & (given < limits.max)

@@ -27,6 +27,7 @@ from jaxsoft._mesh import Mesh
 from jaxsoft._online import Layer, Options, Statistics, Tokens
 from jaxsoft._reduction import Reduction
 from jaxsoft._sharding import Places
+from jaxsoft._sizes import is_empty, known
 
 # On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
 # classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
@@ -86,7 +87,8 @@ def linear_cross_entropy(
             more, so that a chunk of logits has about the size of w; a third more where they are
             made twice, with `vocab_chunk` and for "none"; half as many on a CPU of several devices.
             Of tokens that are divided among devices each has its part of every chunk, if there are
-            chunks, up to half as large, that divide the tokens.
+            chunks, up to half as large, that divide the tokens. A symbolic number of tokens
+            (`jax.export`) is one chunk, as is one of classes.
         vocab_chunk: how many classes are taken at a time, at most, so that no more than
             token_chunk × vocab_chunk logits are held, which the gradient then computes twice.
             Default: the gradient holds the logits of a chunk of tokens for all classes. To be left
@@ -179,7 +181,7 @@ def _division(
     mesh: Mesh | None,
 ) -> Division:
     keep = vocab_chunk is None and reduction != "none"
-    tokens = max(d, _LEAST_TOKENS)
+    tokens = d if known(lambda: d > _LEAST_TOKENS, False) else _LEAST_TOKENS
     if not keep:
         tokens += tokens // 3
     classes = n
@@ -188,7 +190,7 @@ def _division(
             # The compiler may have divided the classes among devices: a chunk of them would have to
             # be sent to all. The memory that all classes take at once is saved on tokens.
             tokens //= 2
-        else:
+        elif known(lambda: n > _CLASSES, False):
             classes = _in_cache(n)
     return Division(token_chunk or tokens, vocab_chunk or classes, keep, mesh)
 
@@ -246,7 +248,7 @@ def _linear_cross_entropy(
         ignored = absent if ignored is None else ignored | absent
     if ignored is not None:
         factors = jnp.where(ignored, 0, factors)
-    if not labels.size or not n:
+    if is_empty(labels) or is_empty(w):
         lost = jnp.full(labels.shape, jnp.nan, dtype)
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
     else:

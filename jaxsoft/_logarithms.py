@@ -12,6 +12,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp, linear_map
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
+from jaxsoft._sizes import is_empty
 from jaxsoft._softmax import are_few, minus_top, probabilities, sum_of_few
 
 
@@ -57,7 +58,7 @@ def log_softmax(
     Source: Blanchard, Higham & Higham 2021.
     """
     args, along = _checks.rows("log_softmax", x, axis, where, temperature, sink, axis_name)
-    return _log_softmax(*args, **along) if args[0].size else args[0]
+    return args[0] if is_empty(args[0]) else _log_softmax(*args, **along)
 
 
 @_sharding.program(static=("axes", "mesh"), places=_sharding.as_given)

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
 from jaxsoft import _mesh
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
+from jaxsoft._sizes import known
 
 LONG = 4096  # rows with more entries than this are long
 
@@ -131,8 +132,8 @@ def _scaled_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array
 _scaled_rule.defvjp(_scaled_fwd, _scaled_bwd)
 
 
-# JAX's derivative of a quotient has 1 / y² in it: infinite for y = 1e-20, 0 for y = 1e20. In units of
-# a power of two near y it is about 1.
+# JAX's derivative of a quotient has 1 / y² in it: infinite for y = 1e-20, and 0 for y = 1e20. In
+# units of a power of two near y it is about 1.
 def divided(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """x / y for y > 0, with derivatives that have the range of the type."""
     finfo = jnp.finfo(y.dtype)
@@ -148,15 +149,15 @@ def positive(option: Shaped[Array, "..."], dtype: DTypeLike) -> Float[Array, "..
 
 def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x, and NaN where it is not valid."""
-    # By 0 / 0 rather than by a selection: where all is valid no NaN is in the program, at which
-    # `jax_debug_nans` would stop.
-    return x + 0 / valid.astype(x.dtype)
+    # By a root of -1: where all is valid no NaN is in the program, at which `jax_debug_nans` would
+    # stop. (XLA takes 0 / 0 of such numbers for 0.)
+    return x + jnp.sqrt(jnp.where(valid, 0, -1).astype(x.dtype))
 
 
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The maximum of each row; the lowest finite number for a row of -inf alone."""
     lowest = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype)
-    if z.shape[axis] <= LONG:
+    if known(lambda: z.shape[axis] <= LONG, True):
         return jnp.maximum(jnp.max(z, axis), lowest)
     # Of long rows XLA takes the maximum and the exponentials in one kernel on the CPU, if nothing
     # stands between the two. Starting from a finite number is for long rows alone: in a reduction

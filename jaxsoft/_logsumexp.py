@@ -12,6 +12,7 @@ from jaxsoft import _axes, _checks, _double_word, _logits, _mesh, _rows, _shardi
 from jaxsoft._autodiff import jvp_from_vjp
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
+from jaxsoft._sizes import is_empty
 from jaxsoft._softmax import probabilities
 
 _FAR = 1e4  # no factor brings terms whose exponents are so far apart to one size
@@ -150,7 +151,7 @@ def _logsumexp(
 ) -> tuple[Array, Array]:
     axis = ClassAxis(_axes.merged_axis(a.ndim, axes), mesh)
     shape = _reduced(a.shape, axes, keepdims)
-    if not a.size:
+    if is_empty(a):
         return jnp.full(shape, -jnp.inf, a.dtype), jnp.zeros(shape, a.dtype)
 
     args = _mesh.aligned(a, b, where, mesh=mesh)
@@ -363,7 +364,7 @@ def _of_complex(
     """log|S| and S / |S|; log|S| + i arg S in place of the former without `return_sign`."""
     axis = ClassAxis(_axes.merged_axis(a.ndim, axes), mesh)
     shape = _reduced(a.shape, axes, keepdims)
-    if not a.size:
+    if is_empty(a):
         nothing = jnp.full(shape, -jnp.inf, a.dtype)
         return nothing.real if return_sign else nothing, jnp.zeros(shape, a.dtype)
 

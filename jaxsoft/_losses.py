@@ -15,7 +15,7 @@ from jaxsoft._logarithms import complement, log_probabilities
 from jaxsoft._logsumexp import log_normalizer
 from jaxsoft._mesh import Mesh
 from jaxsoft._reduction import Reduction
-from jaxsoft._sizes import is_empty
+from jaxsoft._sizes import is_empty, known
 from jaxsoft._softmax import jacobian_product, probabilities, undominated
 
 
@@ -174,7 +174,7 @@ def _cross_entropy(
     axis = ClassAxis(_axes.merged_axis(logits.ndim, axes), mesh)
     dtype = _logits.compute_dtype(logits.dtype)
     if is_empty(logits):
-        lost = jnp.full(shape, jnp.nan if math.prod(shape) else 0, dtype)
+        lost = jnp.full(shape, jnp.nan if known(lambda: math.prod(shape) > 0, True) else 0, dtype)
         return _reduction.reduced(lost, jnp.ones(shape, dtype), reduction)
     numbers = [
         None if option is None else jnp.asarray(option, dtype)

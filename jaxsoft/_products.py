@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _labels, _logits, _sharding
 from jaxsoft._axes import ClassAxis
+from jaxsoft._sizes import is_empty
 from jaxsoft._softmax import jacobian_product, undominated
 
 
@@ -86,7 +87,7 @@ def _product(function: str, argument: str, p: Any, v: Any, axis: _checks.Axis) -
     v = _checks.floating(function, argument, v)
     axes = _checks.axes(function, axis, p.ndim)
     v = _checks.broadcast(function, argument, v, p.shape, "the shape of p")
-    return _product_along(p, v, axes=axes) if p.size else p
+    return p if is_empty(p) else _product_along(p, v, axes=axes)
 
 
 @_sharding.program(static=("axes",), places=_sharding.as_given)
@@ -162,7 +163,7 @@ def softmax_derivative(
     rows = tuple(size for a, size in enumerate(p.shape) if a not in axes)
     i = _labels.one_class("softmax_derivative", "i", i, n, rows)
     j = _labels.one_class("softmax_derivative", "j", j, n, rows)
-    return _entry(p, i, j, axes=axes) if p.size else jnp.full(rows, jnp.nan, p.dtype)
+    return jnp.full(rows, jnp.nan, p.dtype) if is_empty(p) else _entry(p, i, j, axes=axes)
 
 
 @_sharding.program(static=("axes",), places=_sharding.rows)

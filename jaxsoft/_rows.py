@@ -22,6 +22,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from jaxsoft import _mesh
 from jaxsoft._axes import ClassAxis, one_hot, take
 from jaxsoft._logits import LONG, Logits, nan_unless
+from jaxsoft._sizes import known
 
 ONE_KERNEL = 16_384  # the length of the longest row that XLA holds in one kernel on a GPU
 _SHORT = 16  # the length of a short row
@@ -142,7 +143,7 @@ def top_and_normalizer(
         return row.top, row.normalizer
 
     constants = lax.stop_gradient((logits.z, logits.top, logits.sink))
-    if logits.z.shape[at] <= ONE_KERNEL:
+    if known(lambda: logits.z.shape[at] <= ONE_KERNEL, True):
         return by_sum(*constants)
     return lax.platform_dependent(*constants, cpu=by_sum, default=at_once)
 
@@ -185,7 +186,7 @@ def _shared(z: Array, axis: int) -> bool:
     """Whether the sum and the derivative of rows with a label share their exponentials on a CPU."""
     # Short rows are faster without a scatter, and what does not fit the cache is computed again in
     # less time than it is written and read.
-    return _SCATTERED < z.shape[axis] <= LONG and z.nbytes < _CACHE
+    return known(lambda: _SCATTERED < z.shape[axis] <= LONG and z.nbytes < _CACHE, False)
 
 
 # A selection would be fused into the sum and into the derivative, and take the exponentials twice.
@@ -241,13 +242,14 @@ def _divided_sum(
     rows = z.size // n
     if narrow is not None and _apart_if_narrow(narrow, axis):
         return _divided_sum_of_narrow(narrow, top, z.dtype)
-    few = 1 < rows < _MANY  # one row may be many, of a `jax.vmap`
-    chunks = _chunk_count(n) if n > LONG or (few and z.nbytes >= _CACHE) else 1
+    few = known(lambda: 1 < rows < _MANY, False)  # one row may be many, of a `jax.vmap`
+    long = known(lambda: n > LONG or (few and z.nbytes >= _CACHE), False)
+    chunks = _chunk_count(n) if long else 1
     if chunks > 1:
         return _divided_sum_of_chunks(z, top, axis, chunks)
     exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
     terms, ones = _parts(exponentials)
-    if n <= _SHORT and (rows < _MANY or rows % 2 == 0):
+    if known(lambda: n <= _SHORT and (rows < _MANY or rows % 2 == 0), False):
         # XLA's kernel for a sum on the CPU is made for long rows; two sums at once go another way,
         # but not at once on several cores if many rows cannot be halved.
         zero = jnp.zeros((), z.dtype)
@@ -279,7 +281,7 @@ def _divided_sum_of_chunks(z: Array, top: Array, axis: int, chunks: int) -> tupl
 
 def _apart_if_narrow(x: Array, axis: int) -> bool:
     """Whether the two sums are better off without each other on a CPU."""
-    large = 2 * x.nbytes >= _CACHE and LONG <= x.shape[axis] <= _VERY_LONG
+    large = known(lambda: 2 * x.nbytes >= _CACHE and LONG <= x.shape[axis] <= _VERY_LONG, False)
     return large and x.dtype == jnp.bfloat16 and axis == x.ndim - 1
 
 

@@ -13,7 +13,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp, linear_map
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._sizes import known
+from jaxsoft._sizes import is_empty, known
 
 _FEW = 16  # classes
 _UNROLLED = 4  # of few classes
@@ -77,7 +77,7 @@ def softmax(
     functions".
     """
     args, along = _checks.rows("softmax", x, axis, where, temperature, sink, axis_name)
-    return _softmax(*args, **along) if args[0].size else args[0]
+    return args[0] if is_empty(args[0]) else _softmax(*args, **along)
 
 
 @_sharding.program(static=("axes", "mesh"), places=_sharding.as_given)
@@ -111,6 +111,8 @@ def of_rows(
     top, total = _rows.top_and_normalizer(logits, axis)
     sink = _mesh.copied(logits.sink, logits.z, axis.mesh)
     p, p_sink = probabilities(logits.z, sink, top, total, axis, dtype)
+    if where is not None:  # 0 already, but now whatever the cotangent is there
+        p = jnp.where(where, p, 0)
     return p, None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
 
 
