@@ -1,4 +1,27 @@
-"""Softmax and everything its derivative touches, for JAX."""
+"""Softmax and everything its derivative touches, for JAX.
+
+Functions of logits:
+    softmax, log_softmax, logsumexp   drop-ins for `jax.nn`, exact where one logit is far ahead
+    entropy, kl_divergence            in nats, from the logits
+    cross_entropy                     class ids or target probabilities
+    linear_cross_entropy              of x @ w, in chunks that never hold the logits
+
+The Jacobian of softmax:
+    softmax_jvp, softmax_vjp, softmax_derivative   products and entries, from probabilities
+    softmax_jacobian, softmax_and_jacobian         an operator of n numbers, from logits
+    SimplexJacobian                                norms, spectrum, inverse, factors, samples
+
+Rules of differentiation:
+    jvp_from_vjp                      makes a `jax.custom_vjp` function differentiable in every mode
+
+Submodules, imported when they are first asked for:
+    jaxsoft.testing                   checks of a function in every differentiation mode
+    jaxsoft.analysis                  what the Jacobians say about examples and models
+    jaxsoft.plot, jaxsoft.lineax      figures; a lineax operator (need matplotlib, lineax)
+"""
+
+import importlib
+from typing import Any
 
 from jaxsoft._autodiff import jvp_from_vjp as jvp_from_vjp
 from jaxsoft._information import entropy as entropy
@@ -15,4 +38,37 @@ from jaxsoft._softmax import softmax as softmax
 from jaxsoft._softmax_jacobian import softmax_and_jacobian as softmax_and_jacobian
 from jaxsoft._softmax_jacobian import softmax_jacobian as softmax_jacobian
 
+__all__ = [
+    "SimplexJacobian",
+    "cross_entropy",
+    "entropy",
+    "jvp_from_vjp",
+    "kl_divergence",
+    "linear_cross_entropy",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+    "softmax_and_jacobian",
+    "softmax_derivative",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_vjp",
+]
 __version__ = "0.1.0"
+
+_SUBMODULES = ("analysis", "lineax", "plot", "testing")
+
+# The place where users find a name is what tracebacks and `help` are to tell them.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_SUBMODULES, "__version__"]

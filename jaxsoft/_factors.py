@@ -1,5 +1,7 @@
 """Factors of C(s, s0): square root, rank factor and Cholesky factor, applied in O(n)."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

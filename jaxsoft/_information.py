@@ -1,5 +1,7 @@
 """entropy and kl_divergence, each with its rule."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

@@ -1,5 +1,7 @@
 """SimplexJacobian: the Jacobian of the softmax family as an operator of n numbers."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -94,13 +96,13 @@ class SimplexJacobian(SimplexMatrix):
         object.__setattr__(self, "sink", sink)
 
     @property
-    def T(self) -> "SimplexJacobian":
+    def T(self) -> SimplexJacobian:
         """The transpose: C itself, for it is symmetric."""
         return self
 
     # ----------------------------------------------------------- the family, closed under these
 
-    def restrict(self, mask: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
+    def restrict(self, mask: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
         """The principal submatrix of the classes that stay; the others' mass goes to the sink.
 
         Args:
@@ -121,7 +123,7 @@ class SimplexJacobian(SimplexMatrix):
         dropped = _simplex.total(jnp.where(keep, 0, self.weights), self._mesh("restrict"))
         return self._with(jnp.where(keep, self.weights, 0), self.sink + dropped)
 
-    def eliminate(self, mask: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
+    def eliminate(self, mask: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
         """The Schur complement on the classes that stay; the others' mass disappears.
 
         Up to a factor this is the Jacobian of softmax among the classes that stay.
@@ -143,7 +145,7 @@ class SimplexJacobian(SimplexMatrix):
         keep = self._mask("eliminate", mask)
         return self._with(jnp.where(keep, self.weights, 0), self.sink)
 
-    def merge(self, segment_ids: Shaped[ArrayLike, " n"], num_segments: int) -> "SimplexJacobian":
+    def merge(self, segment_ids: Shaped[ArrayLike, " n"], num_segments: int) -> SimplexJacobian:
         """Aᵀ C A for the 0-1 matrix A that assigns each class to a segment: weights are summed.
 
         Args:
@@ -166,7 +168,7 @@ class SimplexJacobian(SimplexMatrix):
         weights, dropped = _simplex.merged(self.weights, ids, count=count)
         return SimplexJacobian(weights, self.sink + dropped)
 
-    def __mul__(self, factor: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
+    def __mul__(self, factor: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
         """c C for a number c ≥ 0, or one for each row; a negative one in an array makes NaN."""
         c = self._per_row("__mul__", "factor", factor)
         c = jnp.where(c >= 0, c, jnp.nan)
@@ -174,7 +176,7 @@ class SimplexJacobian(SimplexMatrix):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Shaped[ArrayLike, "..."]) -> "SimplexJacobian":
+    def __truediv__(self, divisor: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
         """C / c for a number c > 0, or one for each row; one in an array that is not makes NaN."""
         function, rows = "SimplexJacobian.__truediv__", self.sink.shape
         c = _checks.positive(function, "divisor", divisor, rows, "the shape of the batch")
@@ -182,7 +184,7 @@ class SimplexJacobian(SimplexMatrix):
         quotient = _simplex.quotient
         return self._with(quotient(self.weights, c[..., None]), quotient(self.sink, c))
 
-    def __getitem__(self, index: Any) -> "SimplexJacobian":
+    def __getitem__(self, index: Any) -> SimplexJacobian:
         """The Jacobians of some rows: an index of the batch axes, as of an array of that shape.
 
         Args:
@@ -205,7 +207,7 @@ class SimplexJacobian(SimplexMatrix):
         place = _checks.batch_index("SimplexJacobian", index, self.shape)
         return self._with(self.weights[(*place, slice(None))], self.sink[place])
 
-    def __iter__(self) -> Iterator["SimplexJacobian"]:
+    def __iter__(self) -> Iterator[SimplexJacobian]:
         """The Jacobians along the first batch axis; `TypeError` for one matrix."""
         return (self[i] for i in range(len(self)))
 
@@ -266,7 +268,7 @@ class SimplexJacobian(SimplexMatrix):
         radius = self._per_row("certificate", "radius", radius)
         return _simplex.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
 
-    def _with(self, weights: Array, sink: Array) -> "SimplexJacobian":
+    def _with(self, weights: Array, sink: Array) -> SimplexJacobian:
         return SimplexJacobian(weights, sink, self.axis_name)
 
 

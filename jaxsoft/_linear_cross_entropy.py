@@ -1,5 +1,7 @@
 """linear_cross_entropy: a linear layer and its cross-entropy, without the logits in between."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

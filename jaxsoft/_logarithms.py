@@ -1,5 +1,7 @@
 """log_softmax, with its rule."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

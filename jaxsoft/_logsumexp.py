@@ -1,5 +1,7 @@
 """logsumexp, plain, with factors of any sign, and of complex numbers."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Literal, NamedTuple, overload
 

@@ -1,5 +1,7 @@
 """cross_entropy, with its rules."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any

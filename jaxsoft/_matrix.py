@@ -1,5 +1,7 @@
 """The linear algebra of C(s, s0), each method by its formula: the base of SimplexJacobian."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 

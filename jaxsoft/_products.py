@@ -1,5 +1,7 @@
 """Products with softmax's Jacobian, and its entries, from probabilities that exist already."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any

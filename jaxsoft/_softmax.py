@@ -1,5 +1,7 @@
 """softmax, its rule, and the products with its Jacobian."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """softmax_jacobian and softmax_and_jacobian: the structured Jacobian from logits."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

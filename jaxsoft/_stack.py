@@ -1,5 +1,7 @@
 """A batch of matrices as numpy knows it, a stack: its shape, and products by `@`."""
 
+from __future__ import annotations
+
 from typing import Any, NoReturn
 
 import jax.numpy as jnp

@@ -21,7 +21,7 @@ from jaxsoft._demo.view import View
 
 # The functions of logits or of probabilities; `softmax_jacobian` stands for the class it returns,
 # and for `softmax_and_jacobian`, which returns the same beside softmax.
-PUBLIC = {name for name, value in vars(jaxsoft).items() if callable(value)} - {
+PUBLIC = set(jaxsoft.__all__) - {
     "jvp_from_vjp",
     "SimplexJacobian",
     "softmax_and_jacobian",

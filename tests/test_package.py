@@ -4,6 +4,7 @@ import ast
 import doctest
 import graphlib
 import importlib.metadata
+import inspect
 import re
 import subprocess
 import sys
@@ -29,14 +30,14 @@ OPTIONAL = {
 # that do not exist yet have their place already.
 LAYERS = (
     ("_sizes",),
-    ("_autodiff",),
+    ("_autodiff", "_double_word"),
     ("_sharding",),
     ("_mesh",),
-    ("_checks",),
+    ("_checks", "_reduction"),
+    ("_labels",),
     ("_axes", "_logits"),
     ("_rows",),
     ("_softmax",),
-    ("_double_word",),
     ("_products", "_logarithms", "_logsumexp"),
     ("_simplex", "_inverse", "_factors", "_spectrum", "_eigenvalues"),
     ("_stack",),
@@ -115,13 +116,47 @@ def documented():
     return [name for row in rows for name in re.findall(r"`([\w.]+)\(", row.split("|")[1])]
 
 
-def test_init_holds_re_exports_and_the_version_alone():
-    docstring, *imports, version = MODULES[""].body
-    assert isinstance(docstring.value, ast.Constant)
-    assert all(isinstance(node, ast.ImportFrom) for node in imports)
+def test_init_re_exports_every_public_name():
+    imports = [
+        n for n in MODULES[""].body if isinstance(n, ast.ImportFrom) and root(n.module) == "jaxsoft"
+    ]
     names = [alias for node in imports for alias in node.names]
     assert [alias.name for alias in names if alias.asname != alias.name] == []
-    assert ast.unparse(version) == f"__version__ = {jaxsoft.__version__!r}"
+    assert sorted(alias.name for alias in names) == sorted(jaxsoft.__all__)
+    assert set(jaxsoft.__all__) <= set(dir(jaxsoft))
+
+
+@pytest.mark.parametrize("name", jaxsoft.__all__)
+def test_a_public_name_is_where_users_find_it(name):
+    value = getattr(jaxsoft, name)
+    assert value.__module__ == "jaxsoft"
+    # Plain words instead of the unions of all array types, which nobody reads.
+    assert len(str(inspect.signature(value))) < 700
+    assert "Union" not in str(inspect.signature(value))
+    assert name in jaxsoft.__doc__
+
+
+def test_submodules_are_at_hand_after_import_jaxsoft():
+    program = """
+import sys, jaxsoft
+names = {"analysis", "lineax", "plot", "testing"}
+assert not {f"jaxsoft.{name}" for name in names} & set(sys.modules)
+jaxsoft.testing.assert_derivatives, jaxsoft.analysis.jacobian_report, jaxsoft.plot.slopes
+assert names <= set(dir(jaxsoft))
+try:
+    jaxsoft.sofmax
+except AttributeError as error:
+    print(error)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.stdout == "module 'jaxsoft' has no attribute 'sofmax'\n"
 
 
 @pytest.mark.parametrize("module", [module for module in SUBMODULES if listed(module)])
