@@ -49,7 +49,8 @@ def log_softmax(
     Numerics:
         Every entry is within 6 + gap/2 eps, that of a class with probability near 1 included,
         where `jax.nn.log_softmax` returns 0. An entry of -inf stays -inf and has no derivative.
-        A row that is masked or -inf throughout is -inf, with derivative 0.
+        A row that is masked or -inf throughout is -inf, with derivative 0. A type without
+        infinities (float8_e4m3fn) has its lowest number in place of -inf.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsoft
@@ -85,9 +86,9 @@ def _log_softmax(
     def logarithms() -> Array:
         prepared = logits()
         z, z_sink = prepared.z, _mesh.copied(prepared.sink, prepared.z, mesh)
-        log_p = log_probabilities(z, z_sink, row, axis).astype(x.dtype)
-        mask = options[0]
-        return log_p if mask is None else jnp.where(mask, log_p, -jnp.inf)
+        log_p, mask = log_probabilities(z, z_sink, row, axis), options[0]
+        log_p = log_p if mask is None else jnp.where(mask, log_p, -jnp.inf)
+        return _logits.rounded(log_p, x.dtype)
 
     return _axes.unmerge_axes(_logits.keep_inputs(logarithms), axes, shape)
 

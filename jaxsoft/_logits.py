@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
 
@@ -20,6 +21,14 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for the 16-bit types and below, else the type itself."""
     dtype = jnp.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+    """x in the given type; of one without infinities its lowest number is -inf."""
+    dtype = jnp.dtype(dtype)
+    if dtype.itemsize < 2 and not np.isinf(np.asarray(-np.inf, dtype)):
+        x = jnp.maximum(x, float(jnp.finfo(dtype).min))
+    return x.astype(dtype)
 
 
 class Logits(NamedTuple):

@@ -192,7 +192,7 @@ def _logsumexp(
         out = high + (low + _log_abs(rest))
         sign = jnp.sign(pivot.factor.fraction) * jnp.sign(1 + rest)
     sign = lax.stop_gradient(sign.astype(a.dtype))
-    return out.astype(a.dtype).reshape(shape), sign.reshape(shape)
+    return _logits.rounded(out, a.dtype).reshape(shape), sign.reshape(shape)
 
 
 def _reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
