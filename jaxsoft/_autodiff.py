@@ -251,6 +251,25 @@ def linear_map(
     return call
 
 
+# The same with a symmetric F. Written as x₂ = b₁, x₁ - F x₂ = b₂ the system is symmetric too, and
+# JAX need not transpose the formula.
+def self_adjoint(
+    formula: Callable[[Array], Array], product: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """As `linear_map`, a linear function that is its own transpose."""
+
+    def call(v: Array) -> Array:
+        both = jax.lax.custom_linear_solve(
+            lambda x: jnp.stack([x[1], x[0] - formula(x[1])]),
+            jnp.stack([v, jnp.zeros_like(v)]),
+            solve=lambda _, b: jnp.stack([b[1] + product(b[0]), b[0]]),
+            symmetric=True,
+        )
+        return both[0]
+
+    return call
+
+
 def _is_inexact(leaf: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
-from jaxsoft._autodiff import jvp_from_vjp, linear_map
+from jaxsoft._autodiff import jvp_from_vjp, self_adjoint
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 from jaxsoft._sizes import is_empty, known
@@ -194,6 +194,9 @@ def jacobian_product(
     if p_sink is not None and v_sink is not None:
         return _product_with_sink(p, v, axis, spread, p_sink, v_sink)
 
+    # Of several devices: what a linear function closes over is to differ as its argument does.
+    spread = _mesh.copied(spread, p, axis.mesh)
+
     def formula(v: Array) -> Array:
         wide, v = p.astype(dtype), of_present(p, v)
         minus_centre = axis.expand(axis.sum(_minus_anchor(wide, axis.expand(spread)) * v))
@@ -205,8 +208,7 @@ def jacobian_product(
         return of_present(p, wide * (u - axis.expand(mean)))
 
     constants = lax.stop_gradient((p, spread))
-    product = lambda v: _product(*constants, v, axis)
-    return linear_map(formula, product, product)(v.astype(dtype)), None
+    return self_adjoint(formula, lambda v: _product(*constants, v, axis))(v.astype(dtype)), None
 
 
 # A sum over the classes, for each of them. On a GPU XLA makes a single kernel of a row that fits
