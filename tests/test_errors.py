@@ -12,6 +12,7 @@ import jaxsoft
 
 X = jnp.zeros((4, 3))
 ROWS = jnp.zeros(4, int)
+W = jnp.zeros((3, 5))
 ONE_ARRAY = [
     jaxsoft.softmax,
     jaxsoft.log_softmax,
@@ -35,7 +36,9 @@ def fails(error, message, fun, *args, **kwargs):
 def test_what_is_no_real_array(fun):
     name = fun.__name__
     argument = "a" if name == "logsumexp" else "x"
-    fails(TypeError, f"{name}: {argument} must be an array or a number, got list", fun, [1.0, 2.0])
+    message = f"{name}: {argument} must be an array or a number, got list (use jnp.asarray)"
+    fails(TypeError, message, fun, [1.0, 2.0])
+    fails(TypeError, message.replace("list", "tuple"), fun, (1.0, 2.0))
     fails(TypeError, f"{name}: {argument} must be an array or a number, got NoneType", fun, None)
     fails(TypeError, f"{name}: {argument} must be an array or a number, got str 'x'", fun, "x")
     if name != "logsumexp":
@@ -63,12 +66,8 @@ def test_axis(fun):
 def test_where(fun):
     name = fun.__name__
     fails(TypeError, f"{name}: where must be boolean, got dtype float64", fun, X, where=X)
-    shape = (
-        "with (4, 3) (the shape of a)"
-        if name == "logsumexp"
-        else "to (4, 3) (the shape of the logits)"
-    )
-    message = f"{name}: where must broadcast {shape}, got (4,)"
+    argument = "a" if name == "logsumexp" else "x"
+    message = f"{name}: where must broadcast with (4, 3) (the shape of {argument}), got (4,)"
     fails(ValueError, message, fun, X, where=ROWS == 0)
 
 
@@ -113,19 +112,86 @@ def test_labels():
     fails(
         ValueError,
         "cross_entropy: labels must have shape (4, 3) (target probabilities, as the logits), "
-        "got (3,)",
+        "got (5,)",
         fun,
         X,
-        jnp.zeros(3),
+        jnp.zeros(5),
     )
     fails(
         TypeError,
-        "cross_entropy: labels must be integers or floating, got dtype bool",
+        "cross_entropy: labels must be integers where they are class ids, got dtype bool "
+        "(use labels.astype(int))",
         fun,
         X,
         ROWS == 0,
     )
-    fails(TypeError, "cross_entropy: labels must be an array or a number, got list", fun, X, [0, 1])
+    for labels in ([0, 1], (0, 1)):
+        message = (
+            "cross_entropy: labels must be an array or a number, "
+            f"got {type(labels).__name__} (use jnp.asarray)"
+        )
+        fails(TypeError, message, fun, X, labels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_class_ids_that_are_floating(dtype):
+    ids = ROWS.astype(dtype)
+    for fun, args in (
+        (jaxsoft.cross_entropy, (X, ids)),
+        (jaxsoft.cross_entropy, (X, ids, -1, None)),
+        (jaxsoft.linear_cross_entropy, (X, W, ids)),
+    ):
+        message = (
+            f"{fun.__name__}: labels must be integers where they are class ids, got dtype {dtype} "
+            "(use labels.astype(int))"
+        )
+        fails(TypeError, message, fun, *args)
+    # With ids to ignore too, of which target probabilities have none.
+    message = message.replace("linear_", "")
+    fails(TypeError, message, jaxsoft.cross_entropy, X, ids, ignore_index=-1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_one_hot_labels_that_are_not_floating(dtype):
+    message = (
+        "cross_entropy: labels of the shape of the logits are target probabilities, which must be "
+        f"floating, got dtype {dtype} (use labels.astype(float))"
+    )
+    one_hot = jnp.eye(4, 3).astype(dtype)
+    fails(TypeError, message, jaxsoft.cross_entropy, X, one_hot)
+    fails(TypeError, message, jaxsoft.cross_entropy, X, np.asarray(one_hot))
+    fails(TypeError, message, jaxsoft.cross_entropy, X.T, one_hot.T, 0)
+
+
+def test_swapped_arguments():
+    message = (
+        "cross_entropy: labels must have shape (4,) "
+        "(target probabilities, as the logits (are logits and labels swapped?)), got (4, 3)"
+    )
+    fails(ValueError, message, jaxsoft.cross_entropy, ROWS, X)
+    message = (
+        "linear_cross_entropy: w must have shape (3, n) (x (4, 3) @ w), got (4,) "
+        "(are w and labels swapped?)"
+    )
+    fails(ValueError, message, jaxsoft.linear_cross_entropy, X, ROWS, W)
+
+
+def test_a_mask_of_examples():
+    for where in (ROWS == 0, jnp.ones(4, bool)):
+        message = (
+            "cross_entropy: where must broadcast to (4, 3) (the shape of the logits; "
+            "it masks classes, weights or ignore_index examples), got (4,)"
+        )
+        fails(ValueError, message, jaxsoft.cross_entropy, X, ROWS, where=where)
+        fails(ValueError, message, jaxsoft.cross_entropy, X, X, where=where)
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40, np.int8(-3), np.uint64(2**63), np.array(7)])
+def test_a_label_given_as_a_number(label):
+    message = f"labels must lie in [0, 3), got {label}"
+    fails(ValueError, f"cross_entropy: {message}", jaxsoft.cross_entropy, X[0], label)
+    message = f"linear_cross_entropy: {message}"
+    fails(ValueError, message, jaxsoft.linear_cross_entropy, X[0], W[:, :3], label)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +214,19 @@ def test_labels():
             {"class_weights": jnp.ones(4)},
         ),
         (ValueError, "temperature must be positive, got -1.0", {"temperature": -1.0}),
+        (ValueError, "z_loss must lie in [0, inf), got inf", {"z_loss": np.inf}),
+        (
+            ValueError,
+            "weights must broadcast to (4,) (the shape of the loss), got (4, 1)",
+            {"weights": jnp.ones((4, 1))},
+        ),
+        (ValueError, "weights must be 0 or more, got -1.0", {"weights": -1.0}),
+        (
+            ValueError,
+            "reduction must be one of mean, sum, none, got 'median'",
+            {"reduction": "median"},
+        ),
+        (ValueError, "reduction must be one of mean, sum, none, got None", {"reduction": None}),
     ],
 )
 def test_options_of_cross_entropy(error, message, options):
@@ -159,22 +238,42 @@ def test_ignore_index_with_targets():
     fails(ValueError, message, jaxsoft.cross_entropy, X, X, ignore_index=0)
 
 
-W = jnp.zeros((3, 5))
-
-
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
-        (TypeError, "x must be an array or a number, got list", {"x": [[1.0]]}),
+        (TypeError, "x must be an array or a number, got list (use jnp.asarray)", {"x": [[1.0]]}),
         (TypeError, "x must be real, got dtype complex128", {"x": X.astype(complex)}),
         (ValueError, "x must have an axis of features, got shape ()", {"x": 1.0}),
         (TypeError, "w must be an array or a number, got NoneType", {"w": None}),
         (TypeError, "w must be real, got dtype complex128", {"w": W.astype(complex)}),
-        (ValueError, "w must have shape (3, n) (x (4, 3) @ w), got (5, 3)", {"w": W.T}),
+        (
+            ValueError,
+            "w must have shape (3, n) (x (4, 3) @ w), got (5, 3) (pass w.T)",
+            {"w": W.T},
+        ),
+        (
+            ValueError,
+            "w must have shape (3, n) (x (4, 3) @ w), got (4, 5)",
+            {"w": jnp.ones((4, 5))},
+        ),
         (ValueError, "w must have shape (3, n) (x (4, 3) @ w), got (3,)", {"w": W[:, 0]}),
-        (TypeError, "labels must be an array or a number, got list", {"labels": [0, 1, 2, 0]}),
-        (TypeError, "labels must be integers, got dtype float64", {"labels": X[:, 0]}),
-        (TypeError, "labels must be integers, got dtype bool", {"labels": ROWS == 0}),
+        (
+            TypeError,
+            "labels must be an array or a number, got list (use jnp.asarray)",
+            {"labels": [0, 1, 2, 0]},
+        ),
+        (
+            TypeError,
+            "labels must be integers where they are class ids, got dtype float64 "
+            "(use labels.astype(int))",
+            {"labels": X[:, 0]},
+        ),
+        (
+            TypeError,
+            "labels must be integers where they are class ids, got dtype bool "
+            "(use labels.astype(int))",
+            {"labels": ROWS == 0},
+        ),
         (
             ValueError,
             "labels must have shape (4,) (x without its last axis), got (4, 1)",
@@ -185,7 +284,11 @@ W = jnp.zeros((3, 5))
             "bias must have shape (5,) (one for each class), got (1, 5)",
             {"bias": jnp.zeros((1, 5))},
         ),
-        (TypeError, "bias must be an array or a number, got list", {"bias": [0.0] * 5}),
+        (
+            TypeError,
+            "bias must be an array or a number, got list (use jnp.asarray)",
+            {"bias": [0.0] * 5},
+        ),
         (
             ValueError,
             "class_weights must have shape (5,) (one weight per class), got (4,)",
@@ -226,11 +329,11 @@ def test_linear_cross_entropy(error, message, arguments):
 
 
 def test_two_arrays():
-    message = "kl_divergence: y must have shape (4, 3) (the shape of x), got (3,)"
-    fails(ValueError, message, jaxsoft.kl_divergence, X, X[0])
+    message = "kl_divergence: y must broadcast with (4, 3) (the shape of x), got (4,)"
+    fails(ValueError, message, jaxsoft.kl_divergence, X, X[:, 0])
     message = "softmax_vjp: g must broadcast to (4, 3) (the shape of p), got (4,)"
     fails(ValueError, message, jaxsoft.softmax_vjp, X, X[:, 0])
-    message = "softmax_jvp: v must be an array or a number, got list"
+    message = "softmax_jvp: v must be an array or a number, got list (use jnp.asarray)"
     fails(TypeError, message, jaxsoft.softmax_jvp, X, [1.0])
     message = "logsumexp: b must broadcast with (4, 3) (the shape of a), got (4,)"
     fails(ValueError, message, jaxsoft.logsumexp, X, b=X[:, 0])

@@ -6,7 +6,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import jaxtyping
-import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -52,6 +51,12 @@ def close(actual, wanted, dtype, factor=8.0, size=0.0):
     np.testing.assert_allclose(
         np.asarray(actual, float), wanted, rtol=factor * eps, atol=factor * eps * size
     )
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are checked at run time; wrapped arrays and symbolic sizes have other types."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 class Parameter:
@@ -168,40 +173,36 @@ def test_the_mean_does_not_count_what_is_ignored(dtype):
     labels = jnp.array([0, 2, -1, 1])
     weights = jnp.array([1.0, 0.5, 2.0, 0.25], dtype)
     out = "float64" if dtype == "float64" else "float32"
-    for given in (labels, jnp.full(4, -1)):
-        for weighted, smoothing in itertools.product((False, True), (0.0, 0.1)):
-            options = {"weights": weights if weighted else None, "label_smoothing": smoothing}
+    for options in ({}, {"weights": weights, "label_smoothing": 0.1}):
 
-            @jax.jit
-            def everything(x, given=given, options=options):
-                fun = functools.partial(jaxsoft.cross_entropy, ignore_index=-1, **options)
-                return {
-                    reduction: [
-                        call(lambda x, r=reduction: fun(x, given, reduction=r), x)
-                        for call in (lambda f, x: f(x), *map(applied, MODES.values()))
-                    ]
-                    for reduction in ("none", "sum", "mean")
-                }
+        @jax.jit
+        def everything(x, labels, options=options):
+            """By reduction, the value and its Jacobians forward and reverse."""
+            fun = functools.partial(jaxsoft.cross_entropy, ignore_index=-1, **options)
+            out = {}
+            for reduction in ("none", "sum", "mean"):
+                loss = functools.partial(fun, labels=labels, reduction=reduction)
+                out[reduction] = [loss(x), *(mode(loss)(x) for mode in MODES.values())]
+            return out
 
-            def loss(x, reduction, given=given, options=options):
-                return jaxsoft.linear_cross_entropy(
-                    x, jnp.eye(3, dtype=dtype), given, ignore_index=-1, reduction=reduction, **options
-                )
-
-            of = np.asarray(weights, float) if weighted else np.ones(4)
-            total = (of * (given != -1)).sum()
-            got = everything(x)
+        of = np.asarray(weights, float) if options else np.ones(4)
+        for given in (labels, jnp.full(4, -1)):
+            got = everything(x, given)
+            total = of[np.asarray(given) != -1].sum()
             for whole, part in zip(got["sum"], got["none"], strict=True):
                 close(whole, np.asarray(part, float).sum(0), whole.dtype.name, size=2)
             for mean, whole in zip(got["mean"], got["sum"], strict=True):
-                wanted = np.asarray(whole, float) / (total or 1)
-                close(mean, wanted, mean.dtype.name)
+                close(mean, np.asarray(whole, float) / (total or 1), mean.dtype.name)
             for reduction, (value, *_) in got.items():
-                close(value, loss(x, reduction), out, size=2)
-
-
-def applied(derive):
-    return lambda fun, x: derive(fun)(x)
+                fused = jaxsoft.linear_cross_entropy(
+                    x,
+                    jnp.eye(3, dtype=dtype),
+                    given,
+                    ignore_index=-1,
+                    reduction=reduction,
+                    **options,
+                )
+                close(value, fused, out, size=2)
 
 
 def test_the_weighted_means_of_torch():
@@ -211,7 +212,10 @@ def test_the_weighted_means_of_torch():
     of_label = w[labels]
     hard = -(of_label * log_p[np.arange(6), labels]).sum() / of_label.sum()
     uniform = -(log_p @ w).sum() / 4 / of_label.sum()
-    for fun in (jaxsoft.cross_entropy, lambda x, *a, **k: jaxsoft.linear_cross_entropy(x, np.eye(4), *a, **k)):
+    for fun in (
+        jaxsoft.cross_entropy,
+        lambda x, *a, **k: jaxsoft.linear_cross_entropy(x, np.eye(4), *a, **k),
+    ):
         close(fun(x, labels, weights=of_label, reduction="mean"), hard, "float64")
         total = fun(x, labels, class_weights=w, label_smoothing=0.1, reduction="sum")
         close(total / of_label.sum(), 0.9 * hard + 0.1 * uniform, "float64")
@@ -281,9 +285,9 @@ def test_an_ignored_label_of_any_size(ignored, x64):
     "label", [3, -1, 2**40, np.int64(2**32), np.uint8(3), np.array(-1), np.array(2**63, "uint64")]
 )
 def test_a_label_known_as_a_number_is_checked(label):
-    x = jnp.zeros(3)
     for x64 in (False, True):
         with enable_x64(x64):
+            x = jnp.zeros(3)
             for wrap in (lambda f: f, jax.jit):
                 for fun, name in (
                     (lambda x: jaxsoft.cross_entropy(x, label), "cross_entropy: labels"),
@@ -293,7 +297,7 @@ def test_a_label_known_as_a_number_is_checked(label):
                     ),
                     (lambda x: jaxsoft.softmax_derivative(x, label, 0), "softmax_derivative: i"),
                 ):
-                    message = rf"^{name} must lie in \[0, 3\), got {int(label)}$"
+                    message = rf"^{name} must lie in \[0, 3\), got {int(label)}(\n|$)"
                     with pytest.raises(ValueError, match=message):
                         wrap(fun)(x)
             loss = jaxsoft.cross_entropy(x, label, ignore_index=int(label))
@@ -312,67 +316,74 @@ LEAST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 @functools.cache
 def at_temperature():
     """By the temperature, which is an argument: one program for all of them."""
-    of_row = {
-        "softmax": lambda t, x: jaxsoft.softmax(x, temperature=t),
-        "entropy": lambda t, x: jaxsoft.entropy(x, temperature=t),
-        "kl_divergence": lambda t, x: jaxsoft.kl_divergence(x, x[::-1] + x, temperature=t),
-        "cross_entropy": lambda t, x: jaxsoft.cross_entropy(x, 1, temperature=t),
-        "linear_cross_entropy": lambda t, x: jaxsoft.linear_cross_entropy(
-            x[None], jnp.eye(3, dtype=x.dtype), jnp.array([1]), temperature=t
-        ),
+
+    def linear(t, x):  # its logits are the bias
+        features, w = jnp.zeros((1, 1), x.dtype), jnp.zeros((1, 3), x.dtype)
+        return jaxsoft.linear_cross_entropy(features, w, jnp.array([1]), bias=x, temperature=t)
+
+    programs = {
+        "softmax": in_all_modes(lambda t, x: jaxsoft.softmax(x, temperature=t)),
+        "entropy": in_all_modes(lambda t, x: jaxsoft.entropy(x, temperature=t)),
+        "cross_entropy": in_all_modes(lambda t, x: jaxsoft.cross_entropy(x, 1, temperature=t)),
+        "linear_cross_entropy": in_all_modes(linear),
     }
-    programs = {name: in_all_modes(fun) for name, fun in of_row.items()}
     return jax.jit(lambda t, x: {name: program(t, x) for name, program in programs.items()})
 
 
 @pytest.mark.parametrize("dtype", WIDE)
 def test_the_least_temperature(dtype):
     x = jnp.array(LOGITS, dtype)
-    for t in (LEAST[dtype], LEAST[dtype] * 3, 1e-38 if dtype == "float32" else 1e-307):
+    for t in (LEAST[dtype], LEAST[dtype] * 3, 1.2e-38 if dtype == "float32" else 1e-307):
         number, array = float(t), jnp.asarray(t, dtype)
         for temperature in (number, np.dtype(dtype).type(t), array, jnp.full((3, 1), t, dtype)):
             softmax = lambda x, t=temperature: jaxsoft.softmax(x, temperature=t)
             np.testing.assert_array_equal(softmax(x), MAXIMA)
             np.testing.assert_array_equal(jax.jit(softmax)(x), MAXIMA)
-        hard = x[:1]
-        for by_x in (jax.jacfwd, jax.jacrev):
-            jacobian = by_x(lambda x: jaxsoft.softmax(x, temperature=array))(hard)
-            assert not np.any(jacobian)
+        hard = x[0]
+        for by_x in MODES.values():
+            assert not np.any(by_x(lambda x, t: jaxsoft.softmax(x, temperature=t))(hard, array))
         # log_softmax has numbers of the size of 1 / T.
-        log_p = jaxsoft.log_softmax(x[0] / 2, temperature=array)
-        np.testing.assert_array_equal(log_p, (np.array([-1, 0, -0.5]) / t).astype(dtype))
-        by = jax.jacrev(lambda x: jaxsoft.log_softmax(x, temperature=array))(hard[0])
-        unit = np.array([[1, -1, 0], [0, 0, 0], [0, -1, 1]]) / t
-        np.testing.assert_array_equal(by, unit.astype(dtype))
-        loss = jax.value_and_grad(lambda x: jaxsoft.cross_entropy(x, 1, temperature=array))(hard[0])
-        assert loss[0] == 0
-        assert not np.any(loss[1])
+        log_softmax = lambda x, t: jaxsoft.log_softmax(x, temperature=t)
+        wanted = (np.array([-1, 0, -0.5]) / t).astype(dtype)
+        np.testing.assert_array_equal(log_softmax(hard / 2, array), wanted)
+        wanted = (np.array([[1, -1, 0], [0, 0, 0], [0, -1, 1]]) / t).astype(dtype)
+        for by_x in MODES.values():
+            np.testing.assert_array_equal(by_x(log_softmax)(hard, array), wanted)
+        cross_entropy = lambda x, t: jaxsoft.cross_entropy(x, 1, temperature=t)
+        loss, by = jax.value_and_grad(cross_entropy)(hard, array)
+        assert loss == 0
+        assert not np.any(by)
         close(jaxsoft.cross_entropy(x[0] / 2, 0, temperature=array), 1 / t, dtype)
 
 
 # Smaller than what the type or the processor holds: the maximum all the same.
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("temperature", [np.float32(1e-45), 1e-300, 5e-324, 1e-20, np.float64(1e-310)])
-@pytest.mark.parametrize("x64", [False, True])
-def test_numbers_below_every_temperature(dtype, temperature, x64):
-    if dtype == "float64" and not x64:
-        return
+@pytest.mark.parametrize(
+    ("dtype", "x64"),
+    [
+        ("float32", False),
+        ("bfloat16", False),
+        ("float32", True),
+        ("float16", True),
+        ("float64", True),
+    ],
+)
+def test_numbers_below_every_temperature(dtype, x64):
     with enable_x64(x64):
         x = jnp.array(LOGITS, dtype)
-        softmax = lambda x: jaxsoft.softmax(x, temperature=temperature)
-        for fun in (softmax, jax.jit(softmax)):
-            np.testing.assert_array_equal(np.asarray(fun(x), float), MAXIMA)
-        np.testing.assert_array_equal(
-            jaxsoft.entropy(x, temperature=temperature), np.array([0, np.log(2), 0], jaxsoft.entropy(x).dtype)
-        )
-        np.testing.assert_array_equal(jaxsoft.cross_entropy(x[:1], np.array([1]), temperature=temperature), [0])
+        for t in (np.float32(1e-45), 1e-300, 5e-324, np.float64(1e-310), 1e-38, 1e-20):
+            p, entropy = jaxsoft.softmax(x, temperature=t), jaxsoft.entropy(x, temperature=t)
+            np.testing.assert_array_equal(np.asarray(p, float), MAXIMA)
+            np.testing.assert_array_equal(entropy, np.array([0, np.log(2), 0], entropy.dtype))
+            assert jaxsoft.cross_entropy(x[0], np.array(1), temperature=t) == 0
+        p = jax.jit(lambda x: jaxsoft.softmax(x, temperature=1e-300))(x)
+        np.testing.assert_array_equal(np.asarray(p, float), MAXIMA)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
 def test_every_order_by_a_small_temperature(dtype):
     for t in (1e-20, 1e-30, LEAST[dtype]):
         got = at_temperature()(jnp.asarray(t, dtype), jnp.array(LOGITS[0], dtype))
-        for name in ("softmax", "entropy", "cross_entropy", "linear_cross_entropy"):
+        for name in got:
             for order, by in got[name].items():
                 wanted = MAXIMA[0] if (name, order) == ("softmax", "") else 0 * np.asarray(by)
                 np.testing.assert_array_equal(by, wanted, err_msg=f"{name} {order} {t}")
@@ -385,16 +396,16 @@ def test_every_order_by_the_temperature_beside_a_finite_mask(dtype):
     for low in (lowest, lowest / 2, -1e9):
         got, alone = of_three([1, 2, low]), of_three([1, 2, -INF])
         for name in got:
-            if name == "kl_divergence":
-                continue
             for order in ORDERS:
-                np.testing.assert_array_equal(got[name][order], alone[name][order], err_msg=f"{name} {order}")
+                np.testing.assert_array_equal(
+                    got[name][order], alone[name][order], err_msg=f"{name} {order}"
+                )
     # p = sigmoid(-1 / T), by T.
     p = 1 / (1 + np.exp(2))
     slope = p * (1 - p) / 0.25
     second = slope * ((1 - 2 * p) / 0.25 - 4)
     rights = {"": [p, 1 - p], "f": [slope, -slope], "r": [slope, -slope]}
-    rights |= dict.fromkeys(("ff", "fr", "rf", "rr"), [second, -second])
+    rights |= {order: [second, -second] for order in ("ff", "fr", "rf", "rr")}
     assert abs(slope - 0.41997) < 1e-5
     for order, right in rights.items():
         close(alone["softmax"][order], [*right, 0], dtype)
@@ -408,3 +419,559 @@ def entropy_by_temperature(p):
     by_log_odds = p * (1 - p) * (1 - 2 * p)  # d Var / d(log p / (1 - p))
     entropy = -p * np.log(p) - (1 - p) * np.log1p(-p)
     return entropy, variance * 8, by_log_odds * 4 * 8 - 3 * variance * 16
+
+
+# ---------------------------------------------------------- gaps beyond the largest number
+
+HUGE = {"float32": 2e38, "float64": 1e308, "bfloat16": 2e38}
+
+
+@functools.cache
+def information():
+    """entropy and kl_divergence of three classes, in all modes."""
+    kl = lambda x: jaxsoft.kl_divergence(x, jnp.array([0, 0.5, 1], x.dtype))
+    programs = {fun: in_all_modes(fun) for fun in (jaxsoft.entropy, kl)}
+    return jax.jit(lambda x: [program(x) for program in programs.values()])
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
+def test_gaps_that_overflow(dtype):
+    out = "float64" if dtype == "float64" else "float32"
+    big, lowest = HUGE[dtype], float(jnp.finfo(dtype).min)
+    for wrap in (lambda f: f, jax.jit):
+        entropy, kl = wrap(jaxsoft.entropy), wrap(jaxsoft.kl_divergence)
+        for row in ([big, -big], [lowest, -lowest], [0, lowest], [-INF, lowest]):
+            x = jnp.array(row, dtype)
+            assert entropy(x) == entropy(x[::-1]) == 0
+            assert kl(x, x) == 0
+            close(kl(x, jnp.zeros(2, dtype)), np.log(2), out)
+            by_x, by_y = jax.grad(jaxsoft.kl_divergence, (0, 1))(x, jnp.zeros(2, dtype))
+            assert not np.any(by_x)
+            np.testing.assert_array_equal(np.sort(np.asarray(by_y, float)), [-0.5, 0.5])
+        # Half of what the gap of 2 big is beyond the largest number.
+        spread = jnp.array([big, -big], dtype)
+        close(kl(jnp.zeros(2, dtype), spread), spread[0], out)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_every_order_beside_the_lowest_number(dtype):
+    lowest = float(np.finfo(dtype).min)
+    for low in (lowest, lowest / 2, -1e9, -INF):
+        got = information()(jnp.array([1, 2, low], dtype))
+        p = 1 / (1 + np.exp(1))
+        difference = np.array([1.0, -1.0, 0.0])
+        # Of two classes with gap g: dH/dg = -g p q, d²H/dg² = -p q - g d(p q)/dg.
+        slope, second = -p * (1 - p), -p * (1 - p) + p * (1 - p) * (1 - 2 * p)
+        for order, by in got[0].items():
+            right = [
+                -p * np.log(p) - (1 - p) * np.log1p(-p),
+                -slope * difference,
+                second * np.outer(difference, difference),
+            ][len(order)]
+            close(by, right, dtype, size=0.2)
+        right = ExactDivergence(np.array([1, 2, -INF]), np.array([0, 0.5, 1]))
+        close(got[1][""], right.value, dtype, size=1)
+        for order in ORDERS[1:]:
+            wanted = right.by_x if len(order) == 1 else right.hessian()[:3, :3]
+            close(got[1][order], wanted, dtype, 16, size=1)
+
+
+# ------------------------------------------------------------------ targets of masked classes
+
+SOFT = [0.5, 0.3, 0.2]
+SEEN = [True, True, False]
+
+
+@functools.cache
+def soft_loss(smoothed):
+    options = {"label_smoothing": 0.1, "temperature": 2.0, "z_loss": 0.1} if smoothed else {}
+    fun = lambda x, y: jaxsoft.cross_entropy(x, y, where=jnp.array(SEEN), **options)
+
+    def everything(x, y):
+        first = [mode(fun, (0, 1))(x, y) for mode in MODES.values()]
+        return fun(x, y), first, [derivative(fun, order)(x, y) for order in ORDERS[3:]]
+
+    return jax.jit(everything)
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
+def test_a_masked_class_has_no_target(dtype, smoothed):
+    x = jnp.array([0, 1, 2], dtype)
+    run = soft_loss(smoothed)
+    wanted = run(x, jnp.array([*SOFT[:2], 0], dtype))
+    for hidden in (0.2, NAN, INF, -1.0):
+        for logit in (2.0, NAN, INF, -INF):
+            got = run(x.at[2].set(logit), jnp.array([*SOFT[:2], hidden], dtype))
+            jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    loss, first, _ = wanted
+    if not smoothed:
+        assert abs(loss - 0.7506) < (5e-3 if dtype == "bfloat16" else 1e-4)
+        log_p = np.array([0, 1]) - np.log1p(np.e)
+        y = np.asarray(jnp.array(SOFT[:2], dtype), float)
+        close(loss, -y @ log_p, "float64" if dtype == "float64" else "float32")
+        for by_x, by_y in first:
+            close(by_x, [*(y.sum() * np.exp(log_p) - y), 0], by_x.dtype.name, size=1)
+            close(by_y, [*-log_p, 0], by_y.dtype.name)
+    eager = jaxsoft.cross_entropy(x, jnp.array(SOFT, dtype), where=jnp.array(SEEN))
+    assert smoothed or eager == loss
+
+
+def test_masked_targets_with_class_weights_and_more_axes():
+    x, y = jnp.array([[0.0, 1, 2]] * 2), jnp.array([SOFT, [0.1, NAN, 0.4]])
+    where = jnp.array([SEEN, [True, False, True]])
+    alone = [
+        jaxsoft.cross_entropy(x[0, :2], y[0, :2], class_weights=jnp.array([1.0, 2.0])),
+        jaxsoft.cross_entropy(x[1, ::2], y[1, ::2], class_weights=jnp.array([1.0, 3.0])),
+    ]
+    w = jnp.array([1.0, 2.0, 3.0])
+    for fun in (jaxsoft.cross_entropy, jax.jit(jaxsoft.cross_entropy)):
+        close(fun(x, y, where=where, class_weights=w), alone, "float64")
+    for mean in ("mean", "sum"):
+        loss = jaxsoft.cross_entropy(x.T, y.T, 0, where.T, class_weights=w, reduction=mean)
+        close(loss, np.mean(alone) * (1 if mean == "mean" else 2), "float64")
+    # Of a row masked throughout there is no target; an id on a masked class costs infinity.
+    assert jaxsoft.cross_entropy(x[0], y[0], where=jnp.zeros(3, bool)) == 0
+    assert jaxsoft.cross_entropy(x[0] - INF, y[0]) == INF
+    assert jaxsoft.cross_entropy(x[0], 2, where=where[0]) == INF
+
+
+# -------------------------------------------------- smoothing over what a bias takes out
+
+BIAS = [0.5, -INF, -1.0, 0.25, -INF]
+
+
+@functools.cache
+def of_layer(reduction, chunk, options):
+    def fused(x, w, bias, labels):
+        return jaxsoft.linear_cross_entropy(
+            x,
+            w,
+            labels,
+            bias=bias,
+            label_smoothing=0.2,
+            reduction=reduction,
+            token_chunk=chunk,
+            vocab_chunk=chunk,
+            **dict(options),
+        )
+
+    def plain(x, w, bias, labels):
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        x, w, bias = (a.astype(dtype) for a in (x, w, bias))
+        bias = jnp.where(bias == -INF, 0, bias)
+        logits = jnp.matmul(x, w, precision="highest") + bias[None]
+        return jaxsoft.cross_entropy(
+            logits,
+            labels,
+            where=jnp.array(BIAS) > -INF,
+            label_smoothing=0.2,
+            reduction=reduction,
+            **dict(options),
+        )
+
+    by = (0, 1, 2)
+    of_fused = lambda *a: (fused(*a), jax.jacrev(fused, by)(*a), jax.jacfwd(fused, by)(*a))
+    return jax.jit(of_fused), jax.jit(lambda *a: (plain(*a), jax.jacrev(plain, by)(*a)))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "chunk", "options"),
+    [
+        ("mean", None, ()),
+        ("none", 2, ()),
+        ("mean", 2, (("temperature", 0.5), ("z_loss", 0.1), ("softcap", 4.0))),
+    ],
+)
+def test_a_class_that_a_bias_takes_out_is_not_smoothed_over(reduction, chunk, options):
+    rng = np.random.default_rng(4)
+    x, w, labels = rng.normal(size=(3, 2)), rng.normal(size=(2, 5)), jnp.array([0, 3, 2])
+    fused, plain = of_layer(reduction, chunk, options)
+    for dtype in (*WIDE, *(["bfloat16"] if chunk is None else [])):
+        given = [jnp.array(a, dtype) for a in (x, w, BIAS)]
+        loss, *gradients = fused(*given, labels)
+        wanted, by = plain(*given, labels)
+        close(loss, wanted, loss.dtype.name, size=2)
+        assert np.all(np.isfinite(loss))
+        for gradient in gradients:
+            for one, other in zip(gradient, by, strict=True):
+                close(np.asarray(one).astype(DTYPES[dtype]), other, dtype, 16, size=1)
+                assert np.all(np.isfinite(np.asarray(one, float)))
+            assert not np.any(gradient[2][..., 1])
+
+
+# --------------------------------------------------------------- types of 8 bits, and caps
+
+
+@pytest.mark.parametrize("dtype", SIGNED_FLOAT8)
+def test_8_bits_with_a_mask(unchecked, dtype):  # of some jaxtyping does not know
+    x, where = np.array([1.0, 2.0, 4.0, -0.5]), jnp.array([True, True, False, True])
+    narrow, wide = jnp.array(x, dtype), jnp.array(x, "float32")
+    functions = {
+        "softmax": jaxsoft.softmax,
+        "log_softmax": jaxsoft.log_softmax,
+        "logsumexp": lambda x, where: jaxsoft.logsumexp(x, where=where),
+        "entropy": jaxsoft.entropy,
+        "kl_divergence": lambda x, where: jaxsoft.kl_divergence(x, x[::-1], where=where),
+        "cross_entropy": lambda x, where: jaxsoft.cross_entropy(x, 0, where=where),
+        "gradient": jax.grad(lambda x, where: jaxsoft.cross_entropy(x, 0, where=where)),
+    }
+    statistics = ("entropy", "kl_divergence", "cross_entropy")
+    for name, fun in functions.items():
+        right = np.asarray(fun(wide, where=where))
+        kept = np.dtype(np.float32 if name in statistics else narrow.dtype)
+        for call in (fun, jax.jit(fun)):
+            got = np.asarray(call(narrow, where=where))
+            assert got.dtype == kept
+            seen = np.asarray(where) if got.ndim else ...
+            np.testing.assert_array_equal(
+                got.astype(float)[seen], right.astype(kept).astype(float)[seen], err_msg=name
+            )
+        if name in ("softmax", "gradient"):
+            assert got[2] == 0
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("fused", [False, True])
+def test_caps_of_any_size(dtype, fused):
+    x = jnp.array([1, 2, 3], dtype)
+
+    def loss(x, c):
+        if not fused:
+            return jaxsoft.cross_entropy(x, 0, softcap=c)
+        return jaxsoft.linear_cross_entropy(
+            x[None], jnp.eye(3, dtype=dtype), np.array([0]), softcap=c
+        )
+
+    program = jax.jit(lambda x, c: (loss(x, c), *(m(loss, (0, 1))(x, c) for m in MODES.values())))
+    uncapped = float(np.log(np.exp([0, 1, 2]).sum()))
+    assert abs(uncapped - 2.4076) < 1e-4
+    p = np.exp(np.array([1, 2, 3]) - 1 - uncapped) - np.array([1, 0, 0])
+    large = [INF, float(np.finfo(dtype).max), 1e38, 1e30] + [1e308] * (dtype == "float64")
+    for c in large:
+        close(loss(x, c), uncapped, dtype)
+        value, *by = program(x, jnp.asarray(c, dtype))
+        close(value, uncapped, dtype)
+        for by_x, by_c in by:
+            close(by_x, p, dtype)
+            assert abs(by_c) < 1e-25
+    for c in (1e-38, 1e-30, 1e-45, 5e-324):
+        close(loss(x, c), np.log(3), dtype)
+    for c in (0.001, 1e-15, 1e-30, float(np.finfo(dtype).tiny)):
+        value, *by = program(x, jnp.asarray(c, dtype))
+        close(value, np.log(3), dtype)
+        for by_x, by_c in by:
+            assert not np.any(by_x)
+            close(by_c, 0, dtype, 2, size=1)
+    for c in (np.float32(INF), np.array(INF), jnp.asarray(INF)):
+        close(loss(x, c), uncapped, dtype)
+    for wrong in (0, -1.0, NAN, -INF):
+        with pytest.raises(ValueError, match=r"softcap must lie in \(0, inf\)"):
+            loss(x, wrong)
+    z_loss = r"cross_entropy: z_loss must lie in \[0, inf\), got inf"
+    with pytest.raises(ValueError, match=z_loss):
+        jaxsoft.cross_entropy(x, 0, z_loss=INF)
+    with pytest.raises(ValueError, match=z_loss):
+        jaxsoft.linear_cross_entropy(x[None], jnp.eye(3, dtype=dtype), np.array([0]), z_loss=INF)
+
+
+# ------------------------------------------------------------------------ dtypes of statistics
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_statistics_of_16_bits_are_float32(dtype):
+    x = jnp.linspace(-1, 1, 410).astype(dtype)
+    right = Exact(np.asarray(x))
+    entropy = -mpmath.fsum(p * log_p for p, log_p in zip(right.p, right.log_p, strict=True))
+    for fun in (jaxsoft.entropy, jax.jit(jaxsoft.entropy)):
+        close(fun(x), entropy, "float32")
+    divergence = ExactDivergence(np.asarray(x), np.asarray(x[::-1])).value
+    with jax.numpy_dtype_promotion("standard"):
+        for y in (x[::-1], x[::-1].astype("float32")):
+            for fun in (jaxsoft.kl_divergence, jax.jit(jaxsoft.kl_divergence)):
+                close(fun(x, y), divergence, "float32")
+                close(fun(y, x), divergence, "float32")
+        assert jaxsoft.kl_divergence(x, x.astype("float64")).dtype == np.float64
+    assert jaxsoft.entropy(x[:0]).dtype == jaxsoft.kl_divergence(x[:0], x[:0]).dtype == np.float32
+    assert jax.grad(jaxsoft.entropy)(x).dtype == dtype
+    assert jax.jvp(jaxsoft.entropy, (x,), (x,))[1].dtype == np.float32
+    for drop_in in (jaxsoft.softmax, jaxsoft.log_softmax, jaxsoft.logsumexp):
+        assert drop_in(x).dtype == dtype
+
+
+# ------------------------------------------------------------------------- sizes of programs
+
+
+def instructions(fun, n):
+    """Of the compiled gradient of a product with the Hessian."""
+    x = jax.ShapeDtypeStruct((8, n), jnp.float32)
+    product = lambda x, v, c: jax.jvp(jax.grad(lambda x: fun(x, c)), (x,), (v,))[1]
+    penalty = jax.grad(lambda x, v, c: jnp.sum(product(x, v, c) ** 2))
+    return jax.jit(penalty).lower(x, x, x).compile().as_text().count(" = ")
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda x, c: jnp.sum(c * jaxsoft.softmax(x)),
+        lambda x, c: jnp.sum(c * jaxsoft.log_softmax(x)),
+        lambda x, c: jnp.sum(jaxsoft.cross_entropy(x, np.arange(8))),
+        lambda x, c: jnp.sum(jaxsoft.cross_entropy(x, c)),
+    ],
+    ids=["softmax", "log_softmax", "cross_entropy", "cross_entropy, soft"],
+)
+def test_programs_of_few_classes_are_no_larger(fun):
+    most = 1.5 * instructions(fun, 17)
+    for n in (10, 16):
+        assert instructions(fun, n) <= most
+
+
+# --------------------------------------------------------------------------- symbolic sizes
+
+
+def of_everything(x, w, labels):
+    """Every function, with its gradient."""
+    where, row = x < 1, jnp.exp(labels.astype(x.dtype))[:, None]
+    scalars = {
+        "softmax": lambda x: (jaxsoft.softmax(x) ** 2).sum(),
+        "softmax, options": lambda x: (
+            jaxsoft.softmax(x, where=where, temperature=row, sink=row) ** 2
+        ).sum(),
+        "log_softmax": lambda x: (jaxsoft.log_softmax(x) ** 2).sum(),
+        "logsumexp": lambda x: (jaxsoft.logsumexp(x, -1) ** 2).sum(),
+        "logsumexp, b": lambda x: (jaxsoft.logsumexp(x, -1, x * x + 1, where=where) ** 2).sum(),
+        "entropy": lambda x: jaxsoft.entropy(x, where=where, temperature=row).sum(),
+        "kl_divergence": lambda x: jaxsoft.kl_divergence(x, x * x, temperature=row).sum(),
+        "cross_entropy": lambda x: jaxsoft.cross_entropy(
+            x, labels, ignore_index=2, label_smoothing=0.1, z_loss=0.1, reduction="mean"
+        ),
+        "cross_entropy, soft": lambda x: jaxsoft.cross_entropy(x, x * x, where=where).sum(),
+        "linear_cross_entropy": lambda x: jaxsoft.linear_cross_entropy(x, w, labels),
+        "linear_cross_entropy, none": lambda x: jaxsoft.linear_cross_entropy(
+            x, w, labels, label_smoothing=0.1, z_loss=0.1, temperature=row, reduction="none"
+        ).sum(),
+    }
+    return {name: jax.value_and_grad(fun)(x) for name, fun in scalars.items()}
+
+
+@pytest.mark.parametrize("sizes", ["b, 6", "6, n", "b, n"])
+def test_every_function_is_exported_with_symbolic_sizes(unchecked, sizes):
+    constraints = ["n >= 4"] if "n" in sizes else []
+    b, n = jax.export.symbolic_shape(sizes, constraints=constraints)
+    shapes = ((b, n), jnp.float64), ((n, n), jnp.float64), ((b,), jnp.int64)
+    exported = jax.export.export(jax.jit(of_everything))(
+        *(jax.ShapeDtypeStruct(*shape) for shape in shapes)
+    )
+    rng = np.random.default_rng(7)
+    x, w, labels = rng.normal(size=(6, 6)), rng.normal(size=(6, 6)), rng.integers(0, 4, 6)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13)
+    jax.tree.map(same, exported.call(x, w, labels), jax.jit(of_everything)(x, w, labels))
+
+
+# --------------------------------------------------------------------------- jax_debug_nans
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_no_nan_on_valid_input(off):
+    x = jnp.array([[1.0, 2.0, 0.5], [0.1, -INF, 0.3], [-INF, -INF, -INF]])
+    where, masked = jnp.array([True, True, False]), jnp.array([[True], [False], [True]])
+    labels, t = jnp.array([0, 2, 1]), jnp.full((3, 1), 0.5)
+    target = jnp.array([[0.2, 0.8, 0.0], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    eye, bias = jnp.eye(3), jnp.array([0.0, -INF, 1.0])
+    finite = jnp.array([[1.0, 2.0, 0.5], [0.1, 3.0, 0.3]])
+    calls = [
+        lambda x: jaxsoft.softmax(x, where=masked, temperature=t, sink=t) ** 2,
+        lambda x: jaxsoft.log_softmax(jnp.where(x == -INF, -1e9, x), temperature=t, sink=t),
+        lambda x: jaxsoft.logsumexp(x, -1, where=masked),
+        lambda x: jaxsoft.logsumexp(x, -1, b=t),
+        lambda x: jaxsoft.entropy(x, where=where, temperature=t),
+        lambda x: jaxsoft.kl_divergence(x, x, where=masked, temperature=t),
+        lambda x: jaxsoft.cross_entropy(
+            x,
+            labels,
+            where=jnp.logical_or(where[None], masked),
+            temperature=t,
+            z_loss=jnp.asarray(0.1),
+            softcap=jnp.asarray(30.0),
+            label_smoothing=jnp.asarray(0.1),
+            class_weights=t[:, 0],
+        )[0],
+        lambda x: jaxsoft.cross_entropy(
+            x, labels, ignore_index=1, weights=t[:, 0], where=jnp.ones(3, bool), reduction="mean"
+        ),
+        lambda x: jaxsoft.cross_entropy(x, target, where=where),
+        lambda x: (
+            jaxsoft.linear_cross_entropy(
+                finite,
+                eye,
+                labels[:2],
+                bias=bias,
+                temperature=t[:2],
+                z_loss=jnp.asarray(0.1),
+                label_smoothing=jnp.asarray(0.1),
+                softcap=jnp.asarray(30.0),
+            )
+            + 0 * x[0, 0]
+        ),
+    ]
+    jax.clear_caches()
+    with jax.debug_nans(True), jax.disable_jit(off):
+        for i, fun in enumerate(calls):
+            total = lambda x, fun=fun: jnp.sum(jnp.where(jnp.isinf(out := fun(x)), 0, out))
+            value, gradient = jax.value_and_grad(total)(x)
+            assert np.isfinite(value), i
+            assert np.all(np.isfinite(gradient)), i
+        by_w = jax.grad(jaxsoft.linear_cross_entropy, 1)(finite, eye, labels[:2], bias=bias)
+        assert np.all(np.isfinite(by_w))
+
+
+# --------------------------------------------------- cotangents of classes that are out
+
+
+@functools.cache
+def pullback(fun, sink, temperature):
+    options = {"sink": sink, "temperature": temperature}
+    return jax.jit(
+        lambda x, where, g: jax.vjp(lambda x: fun(x, where=where, **options), x)[1](g)[0]
+    )
+
+
+@pytest.mark.parametrize("sink", [None, 0.5])
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("fun", [jaxsoft.softmax, jaxsoft.log_softmax])
+def test_the_cotangent_of_a_class_that_is_out_has_no_influence(fun, n, sink):
+    rng = np.random.default_rng(n)
+    for temperature, dtype in [(1.0, "float32"), (0.5, "float64"), (2.0, "bfloat16")]:
+        pull = pullback(fun, sink, temperature)
+        eager = lambda x, where, g, t=temperature: jax.vjp(
+            lambda x: fun(x, where=where, sink=sink, temperature=t), x
+        )[1](g)[0]
+        x, g = (jnp.array(rng.normal(size=n), dtype) for _ in range(2))
+        where = jnp.ones(n, bool).at[1].set(False)
+        for given, mask in ((x, where), (x.at[1].set(-INF), jnp.ones(n, bool))):
+            wanted = pull(given, mask, g.at[1].set(0))
+            assert np.all(np.isfinite(np.asarray(wanted, float)))
+            assert wanted[1] == 0
+            for bad in (NAN, INF, -INF, float(jnp.finfo(dtype).max)):
+                got = pull(given, mask, g.at[1].set(bad))
+                np.testing.assert_array_equal(got, wanted)
+            if n == 3:
+                got = eager(given, mask, g.at[1].set(NAN))
+                close(got, wanted, dtype, size=1)
+
+
+# -------------------------------------------------------- options that are wrapped arrays
+
+
+def test_options_with_a_jax_array_of_their_own(unchecked):
+    x, y = jnp.array([[1.0, 2, 0.5], [0.1, 0.2, 0.3]]), jnp.array([[0.0, 1, 2], [1, 0, 1]])
+    labels, row = jnp.array([0, 2]), jnp.array([[0.5], [2.0]])
+    where, eye = jnp.array([[True, True, False], [True, True, True]]), jnp.eye(3)
+    number, classes, weights = jnp.asarray(0.1), jnp.array([1.0, 2, 0.5]), jnp.array([1.0, 3])
+    of_loss = {
+        "class_weights": classes,
+        "weights": weights,
+        "label_smoothing": number,
+        "z_loss": number,
+        "softcap": jnp.asarray(5.0),
+        "temperature": row,
+    }
+    calls = [
+        (jaxsoft.softmax, (x,), {"where": where, "temperature": row, "sink": row}),
+        (jaxsoft.log_softmax, (x,), {"where": where, "temperature": row, "sink": row}),
+        (jaxsoft.logsumexp, (x, -1), {"b": y, "where": where}),
+        (jaxsoft.entropy, (x,), {"where": where, "temperature": row}),
+        (jaxsoft.kl_divergence, (x, y), {"where": where, "temperature": row}),
+        (jaxsoft.cross_entropy, (x, labels), {"where": where[1], **of_loss}),
+        (jaxsoft.cross_entropy, (x, y), {"where": where, **of_loss}),
+        (jaxsoft.linear_cross_entropy, (x, eye, labels), {"bias": classes, **of_loss}),
+        (jaxsoft.softmax_jvp, (x, y), {}),
+        (jaxsoft.softmax_vjp, (x, y), {}),
+        (jaxsoft.softmax_derivative, (x, labels, labels), {}),
+    ]
+
+    def parameter(value):
+        return Parameter(value) if isinstance(value, jax.Array) else value
+
+    for fun, args, options in calls:
+        wanted = fun(*args, **options)
+        wrapped = map(parameter, args), {k: parameter(v) for k, v in options.items()}
+        got = fun(*wrapped[0], **wrapped[1])
+        np.testing.assert_array_equal(got, wanted, err_msg=fun.__name__)
+        assert np.all(np.isfinite(np.where(wanted == -INF, 0, wanted)))
+        traced = jax.jit(
+            lambda options, fun=fun, args=args: fun(
+                *args, **{name: Parameter(value) for name, value in options.items()}
+            )
+        )
+        np.testing.assert_allclose(traced(options), wanted, rtol=1e-14)
+    weights = jaxsoft.softmax_jacobian(Parameter(x), temperature=Parameter(row)).weights
+    np.testing.assert_array_equal(weights, jaxsoft.softmax_jacobian(x, temperature=row).weights)
+    # Differentiable by the wrapped array.
+    by = jax.grad(lambda t: jaxsoft.softmax(x, temperature=Parameter(t))[0, 0])
+    np.testing.assert_array_equal(
+        by(row), jax.grad(lambda t: jaxsoft.softmax(x, temperature=t)[0, 0])(row)
+    )
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
+def test_kl_divergence_at_a_temperature(dtype):
+    x, y = jnp.array([[1, 2, 0.5], [4, -2, 0]], dtype), jnp.array([[0, 1, 2], [1, 0, 1]], dtype)
+    out = "float64" if dtype == "float64" else "float32"
+    at = lambda x, y, t: jaxsoft.kl_divergence(x, y, temperature=t)
+
+    def divided(*args):
+        x, y, t = (arg.astype(out) for arg in args)
+        return jaxsoft.kl_divergence(x / t, y / t)
+
+    for t in (jnp.asarray(2.0, dtype), jnp.array([[0.5], [4.0]], dtype)):
+        for fun in (at, jax.jit(at)):
+            close(fun(x, y, t), divided(x, y, t), out, size=1)
+        for derive in MODES.values():
+            got = jax.jit(derive(at, (0, 1, 2)))(x, y, t)
+            for one, other in zip(got, derive(divided, (0, 1, 2))(x, y, t), strict=True):
+                close(one, other, one.dtype.name, 16, size=2)
+    hessian = jax.jit(jax.hessian(lambda t: at(x, y, t).sum()))(t)
+    close(hessian, jax.hessian(lambda t: divided(x, y, t).sum())(t), out, 64, size=4)
+    np.testing.assert_array_equal(at(x, y, 2.0), at(x, y, jnp.asarray(2.0, dtype)))
+
+
+def test_shapes_broadcast_as_in_jax():
+    rng = np.random.default_rng(8)
+    x, y, where = (
+        rng.normal(size=(2, 3, 4)),
+        rng.normal(size=4),
+        np.array([True, True, False, True]),
+    )
+    full, mask = np.broadcast_to(y, x.shape), np.broadcast_to(where, x.shape)
+    for fun in (jaxsoft.kl_divergence, jax.jit(jaxsoft.kl_divergence)):
+        np.testing.assert_array_equal(fun(x, y), fun(x, full))
+        np.testing.assert_array_equal(fun(y, x), fun(full, x))
+        np.testing.assert_array_equal(fun(x, y, where=where), fun(x, full, where=mask))
+    both = fun(x[:, :1], x[:1])
+    np.testing.assert_array_equal(both, fun(*np.broadcast_arrays(x[:, :1], x[:1])))
+    by = jax.grad(lambda y: jaxsoft.kl_divergence(x, y).sum())(y)
+    whole = jax.grad(lambda y: jaxsoft.kl_divergence(x, y).sum())(jnp.array(full))
+    np.testing.assert_allclose(by, whole.sum((0, 1)), rtol=1e-13, atol=1e-14)
+    # A mask of more rows than the logits gives a result for each of them.
+    rows = np.stack([mask[0, 0], ~mask[0, 0]])
+    for mine, peer in (
+        (jaxsoft.softmax, jax.nn.softmax),
+        (jaxsoft.log_softmax, jax.nn.log_softmax),
+        (
+            functools.partial(jaxsoft.logsumexp, axis=-1),
+            functools.partial(jax.nn.logsumexp, axis=-1),
+        ),
+    ):
+        got = mine(y, where=rows)
+        wanted = peer(np.broadcast_to(y, rows.shape), where=rows)
+        np.testing.assert_allclose(got, np.where(np.isnan(wanted), -INF, wanted), rtol=1e-14)
+    entropies = jaxsoft.entropy(y, where=rows)
+    np.testing.assert_array_equal(entropies[1], 0)
+    target = jaxsoft.softmax(y)
+    for fun in (jaxsoft.cross_entropy, jax.jit(jaxsoft.cross_entropy)):
+        np.testing.assert_array_equal(fun(x, target), fun(x, jnp.broadcast_to(target, x.shape)))
+        column = np.array([[0.25], [0.5], [1.0]])
+        np.testing.assert_array_equal(fun(x, column), fun(x, np.broadcast_to(column, x.shape)))
+    by = jax.grad(lambda q: jaxsoft.cross_entropy(x, q).sum())(target)
+    np.testing.assert_allclose(by, -jaxsoft.log_softmax(x).sum((0, 1)), rtol=1e-13)
