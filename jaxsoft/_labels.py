@@ -38,9 +38,10 @@ def labels(
     given, index = _signed(function, "labels", value, ignore_index)
     hint = " (are logits and labels swapped?)" if swapped and given.ndim > len(shape) else ""
     if _checks.is_discrete(given) and given.shape == shape != rows:
+        dtype = getattr(value, "dtype", given.dtype)
         raise TypeError(
             f"{function}: labels of the shape of the logits are target probabilities, which must "
-            f"be floating, got dtype {given.dtype} (use labels.astype(float))"
+            f"be floating, got dtype {dtype} (use labels.astype(float))"
         )
     if _checks.is_discrete(given):
         return _of_shape(

@@ -114,8 +114,8 @@ def logsumexp(
 
         An empty sum, one of -inf alone and one that is 0 are -inf with sign 0 and derivative 0. A
         sum with +inf, or with an infinite factor, is infinite, and its derivative by the infinite
-        exponents NaN; infinite terms of both signs are NaN. A derivative by a factor is clipped where
-        it comes to the n-th part of the largest number, n being the number of terms.
+        exponents NaN; infinite terms of both signs are NaN. A derivative by a factor is clipped
+        where it comes to the n-th part of the largest number, n being the number of terms.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoft

@@ -1,7 +1,6 @@
 """Inputs on which users met a wrong number, and relatives of these, with the right values."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -931,8 +930,9 @@ def test_kl_divergence_at_a_temperature(dtype):
             got = jax.jit(derive(at, (0, 1, 2)))(x, y, t)
             for one, other in zip(got, derive(divided, (0, 1, 2))(x, y, t), strict=True):
                 close(one, other, one.dtype.name, 16, size=2)
-    hessian = jax.jit(jax.hessian(lambda t: at(x, y, t).sum()))(t)
-    close(hessian, jax.hessian(lambda t: divided(x, y, t).sum())(t), out, 64, size=4)
+    if dtype in WIDE:
+        hessian = jax.jit(jax.hessian(lambda t: at(x, y, t).sum()))(t)
+        close(hessian, jax.hessian(lambda t: divided(x, y, t).sum())(t), out, 64, size=4)
     np.testing.assert_array_equal(at(x, y, 2.0), at(x, y, jnp.asarray(2.0, dtype)))
 
 
