@@ -182,7 +182,7 @@ def temperature(
 
 def _normal(number: float) -> float:
     """The nearest positive number that is neither subnormal nor infinite as a default float."""
-    finfo = jnp.finfo(float)
+    finfo = jnp.finfo(jax.dtypes.canonicalize_dtype(float))
     return min(max(number, float(finfo.tiny)), float(finfo.max))
 
 
@@ -290,7 +290,8 @@ def softcap(function: str, value: Any) -> ArrayLike | None:
     if value is None or (isinstance(value, (float, np.floating)) and value == math.inf):
         return None
     cap = number(function, "softcap", value, 0, math.inf, open_low=True)
-    return _normal(cap) if isinstance(cap, float) else cap
+    # One below every float32 is as good as the smallest: both make all logits equal.
+    return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
 
 
 def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:

@@ -250,7 +250,7 @@ def _linear_cross_entropy(
         ignored = absent if ignored is None else ignored | absent
     if ignored is not None:
         factors = jnp.where(ignored, 0, factors)
-    if is_empty(labels) or is_empty(w):
+    if is_empty(labels) or known(lambda: n == 0, False):
         lost = jnp.full(labels.shape, jnp.nan, dtype)
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
     else:

@@ -15,6 +15,7 @@ from jaxsoft._axes import ClassAxis
 from jaxsoft._sizes import known
 
 LONG = 4096  # rows with more entries than this are long
+_SATURATED = 1e4  # a number whose tanh is 1 in every type
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -174,15 +175,34 @@ def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return lax.reduce(z, lowest, lax.max, (axis,))
 
 
-# Of a ratio that is too small for a normal number c tanh(x / c) is x to the last bit.
 def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:
     """c tanh(x / c), in the compute type; an infinite logit stays, be it a mask or an error."""
     x = x.astype(compute_dtype(x.dtype))
-    finfo = jnp.finfo(x.dtype)
-    c = jnp.minimum(positive(jnp.asarray(softcap), x.dtype), finfo.max)
+    c = jnp.minimum(positive(jnp.asarray(softcap), x.dtype), jnp.finfo(x.dtype).max)
     infinite = jnp.isinf(x)
-    ratio = divided(jnp.where(infinite, 0, x), c)
-    return jnp.where(infinite | (jnp.abs(ratio) < finfo.tiny), x, c * jnp.tanh(ratio))
+    return jnp.where(infinite, x, _capped(jnp.where(infinite, 0, x), c))
+
+
+# y = c tanh r with r = x / c has dy = sech² r dx + (tanh r - r sech² r) dc, in which nothing is
+# divided by c. Where r is too small for a normal number y is x to the last bit.
+@jax.custom_jvp
+def _capped(x: Array, c: Array) -> Array:
+    ratio = _ratio(x, c)
+    return jnp.where(jnp.abs(ratio) < jnp.finfo(x.dtype).tiny, x, c * jnp.tanh(ratio))
+
+
+@_capped.defjvp
+def _capped_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, c), (x_dot, c_dot) = primals, tangents
+    ratio = _ratio(x, c)
+    t = jnp.tanh(ratio)
+    slope = (1 - t) * (1 + t)
+    return _capped(x, c), slope * x_dot + (t - ratio * slope) * c_dot
+
+
+def _ratio(x: Array, c: Array) -> Array:
+    """x / c, kept where tanh is 1 but the ratio finite."""
+    return jnp.clip(divided(x, c), -_SATURATED, _SATURATED)
 
 
 def keep_inputs(fun: Callable[[], Any]) -> Any:
