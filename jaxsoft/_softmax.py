@@ -17,8 +17,7 @@ from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
 from jaxsoft._sizes import is_empty, known
 
-_FEW = 16  # classes
-_UNROLLED = 4  # of few classes
+_FEW = 4  # classes
 _SMALL = 2**16  # entries of an array in which the time of a selection does not count
 
 
@@ -297,11 +296,10 @@ def are_few(p: Array, axis: ClassAxis) -> bool:
 
 def sum_of_few(table: Array, at: int) -> Array:
     """The sum along one axis, of at most `_FEW` entries: a constant, without a derivative."""
-    n = table.shape[at]
-    if n <= _UNROLLED:
-        return functools.reduce(jnp.add, [lax.index_in_dim(table, j, at, False) for j in range(n)])
-    # A sum that XLA knows for one would get a loop for long rows.
-    return lax.reduce(table, jnp.zeros((), table.dtype), lambda a, b: a - (-b), (at,))
+    # Term by term, in one loop with what they are computed from: in a reduction of its own XLA
+    # would compute v twice, with other roundings, and v_i - v_i would not be 0.
+    terms = [lax.index_in_dim(table, j, at, False) for j in range(table.shape[at])]
+    return functools.reduce(jnp.add, terms)
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
