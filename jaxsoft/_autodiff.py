@@ -201,23 +201,6 @@ def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
     return linear(x)
 
 
-def with_transpose(
-    fun: Callable[[Array], Array], transpose: Callable[[Array], Array]
-) -> Callable[[Array], Array]:
-    """A linear function from arrays to arrays of the same shape, with a stated transpose.
-
-    JAX need not be able to transpose either. What they close over is a constant.
-    """
-    # The only linear function with a stated transpose that JAX can batch is the solution of a
-    # linear equation. The equation, by which it would be differentiated, has no parameters here.
-    return functools.partial(
-        jax.lax.custom_linear_solve,
-        lambda x: x,
-        solve=lambda _, x: fun(x),
-        transpose_solve=lambda _, x: transpose(x),
-    )
-
-
 # The only linear function with a stated transpose that JAX can batch is the solution x of A x = b,
 # and JAX differentiates it by the equation alone: ẋ = A⁻¹ (ḃ - Ȧ x). The system
 #

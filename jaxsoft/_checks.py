@@ -126,10 +126,14 @@ def mask(
 
 def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
     """Returns a boolean array broadcast to `shape`."""
-    value = array(function, argument, value)
+    given = array(function, argument, value)
+    _require_boolean(function, argument, given)
+    return broadcast(function, argument, given, shape, wanted)
+
+
+def _require_boolean(function: str, argument: str, value: Array) -> None:
     if value.dtype != jnp.bool_:
         raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
-    return broadcast(function, argument, value, shape, wanted)
 
 
 def rows(
@@ -435,7 +439,8 @@ def together(function: str, **values: Any) -> list[Any]:
 
 def booleans(function: str, argument: str, value: Any) -> Array | None:
     """Returns a boolean array of any shape, or None."""
-    value = None if value is None else array(function, argument, value)
-    if value is not None and value.dtype != jnp.bool_:
-        raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
-    return value
+    if value is None:
+        return None
+    given = array(function, argument, value)
+    _require_boolean(function, argument, given)
+    return given
