@@ -118,7 +118,7 @@ def of_rows(
     sink = _mesh.copied(logits.sink, logits.z, axis.mesh)
     p, p_sink = probabilities(logits.z, sink, top, total, axis, dtype)
     if where is not None:  # 0 already, but now whatever the cotangent is there
-        p = jnp.where(where, p, 0)
+        p = _logits.keep_inputs(lambda: jnp.where(where, p, 0))
     return p, None if p_sink is None else _mesh.joined(p_sink, axis.mesh)
 
 

@@ -686,7 +686,7 @@ def fails(error, message, fun, *args, **kwargs):
 def test_errors_of_the_report():
     x = jnp.zeros((4, 3))
     name = "jacobian_report"
-    message = f"{name}: logits must be an array or a number, got list"
+    message = f"{name}: logits must be an array or a number, got list (use jnp.asarray)"
     fails(TypeError, message, jacobian_report, [1.0])
     message = f"{name}: axis must lie in [-2, 2) for an array of 2 dimensions, got 2"
     fails(ValueError, message, jacobian_report, x, 2)
@@ -705,7 +705,8 @@ def test_errors_of_the_report():
 def test_errors_of_the_inputs(fun):
     name, x, f = fun.__name__, jnp.zeros((2, 3)), lambda x: x
     fails(TypeError, f"{name}: f must be callable, got int", fun, 3, x)
-    fails(TypeError, f"{name}: x must be an array or a number, got list", fun, f, [1.0])
+    message = f"{name}: x must be an array or a number, got list (use jnp.asarray)"
+    fails(TypeError, message, fun, f, [1.0])
     fails(ValueError, f"{name}: x must have shape [batch, ...], got ()", fun, f, 1.0)
     message = f"{name}: batch_size must be an integer, got float"
     fails(TypeError, message, fun, f, x, batch_size=2.0)
@@ -769,7 +770,8 @@ def test_errors_of_the_curvature(fun):
 def test_errors_of_attention():
     name, fun = "attention_jacobian", attention_jacobian
     q, K, V = jnp.zeros(3), jnp.zeros((5, 3)), jnp.zeros((5, 2))
-    fails(TypeError, f"{name}: q must be an array or a number, got list", fun, [1.0], K, V)
+    message = f"{name}: q must be an array or a number, got list (use jnp.asarray)"
+    fails(TypeError, message, fun, [1.0], K, V)
     fails(ValueError, f"{name}: q must have shape [d], got (1, 3)", fun, q[None], K, V)
     fails(ValueError, f"{name}: K must have shape [m, d], got (3,)", fun, q, K[0], V)
     fails(ValueError, f"{name}: V must have shape [m, d_v], got (2,)", fun, q, K, V[0])
