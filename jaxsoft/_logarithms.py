@@ -14,8 +14,9 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp, linear_map
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
+from jaxsoft._pairs import are_few, exchange_with_others, lead_over_others
 from jaxsoft._sizes import is_empty
-from jaxsoft._softmax import are_few, minus_top, probabilities, sum_of_few
+from jaxsoft._softmax import minus_top, probabilities
 
 
 def log_softmax(
@@ -133,26 +134,29 @@ def _residual(p: Array, y_bar: Array, axis: ClassAxis) -> Array:
     """ȳ - p Σ_j ȳ_j."""
     constant = lax.stop_gradient(p)
 
+    def of_pairs(y_bar: Array) -> Array:
+        return exchange_with_others(constant, y_bar, axis)
+
+    def transpose_of_pairs(z_dot: Array) -> Array:
+        return lead_over_others(constant, z_dot, axis)
+
     def sum_of(terms: Array) -> Array:
-        if are_few(p, axis):
-            at = axis.position
-            shape = (*p.shape[: at + 1], *p.shape[at:])
-            return sum_of_few(jnp.broadcast_to(jnp.expand_dims(terms, at + 1), shape), at)
         return axis.expand(_apart(axis.sum(terms)))
 
-    def product(y_bar: Array) -> Array:
-        p = _apart(constant) if are_few(constant, axis) else constant
-        z_bar = y_bar - p * sum_of(y_bar)
-        return z_bar + minus_top(p) * sum_of(z_bar)
+    def by_sums(y_bar: Array) -> Array:
+        z_bar = y_bar - constant * sum_of(y_bar)
+        return z_bar + minus_top(constant) * sum_of(z_bar)
 
-    def transpose(z_dot: Array) -> Array:
+    def transpose_by_sums(z_dot: Array) -> Array:
         u = z_dot - sum_of(jnp.where(constant > 0.5, z_dot, 0))
         return u - sum_of(constant * u)
 
     def formula(y_bar: Array) -> Array:
         return y_bar - p * axis.expand(axis.sum(y_bar))
 
-    return linear_map(formula, product, transpose)(y_bar)
+    if are_few(p, axis):
+        return linear_map(formula, of_pairs, transpose_of_pairs)(y_bar)
+    return linear_map(formula, by_sums, transpose_by_sums)(y_bar)
 
 
 # On the CPU XLA would else mix the forward pass with the backward one, and sums with what they are

@@ -36,7 +36,7 @@ LAYERS = (
     ("_checks", "_reduction"),
     ("_labels",),
     ("_axes", "_logits"),
-    ("_rows",),
+    ("_rows", "_pairs"),
     ("_softmax",),
     ("_products", "_logarithms", "_logsumexp"),
     ("_simplex", "_inverse", "_factors", "_spectrum", "_eigenvalues"),
