@@ -132,31 +132,20 @@ _log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
 # ż_k is subtracted from all first. So nothing is subtracted from 1.
 def _residual(p: Array, y_bar: Array, axis: ClassAxis) -> Array:
     """ȳ - p Σ_j ȳ_j."""
-    constant = lax.stop_gradient(p)
-
-    def of_pairs(y_bar: Array) -> Array:
-        return exchange_with_others(constant, y_bar, axis)
-
-    def transpose_of_pairs(z_dot: Array) -> Array:
-        return lead_over_others(constant, z_dot, axis)
 
     def sum_of(terms: Array) -> Array:
         return axis.expand(_apart(axis.sum(terms)))
 
     def by_sums(y_bar: Array) -> Array:
-        z_bar = y_bar - constant * sum_of(y_bar)
-        return z_bar + minus_top(constant) * sum_of(z_bar)
+        z_bar = y_bar - p * sum_of(y_bar)
+        return z_bar + minus_top(p) * sum_of(z_bar)
 
-    def transpose_by_sums(z_dot: Array) -> Array:
-        u = z_dot - sum_of(jnp.where(constant > 0.5, z_dot, 0))
-        return u - sum_of(constant * u)
-
-    def formula(y_bar: Array) -> Array:
-        return y_bar - p * axis.expand(axis.sum(y_bar))
-
-    if are_few(p, axis):
-        return linear_map(formula, of_pairs, transpose_of_pairs)(y_bar)
-    return linear_map(formula, by_sums, transpose_by_sums)(y_bar)
+    if not are_few(p, axis):
+        return by_sums(y_bar)
+    constant = lax.stop_gradient(p)
+    by_pairs = functools.partial(exchange_with_others, constant, axis=axis)
+    transpose_by_pairs = functools.partial(lead_over_others, constant, axis=axis)
+    return linear_map(by_sums, by_pairs, transpose_by_pairs)(y_bar)
 
 
 # On the CPU XLA would else mix the forward pass with the backward one, and sums with what they are

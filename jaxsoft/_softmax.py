@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -165,9 +164,9 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 # -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which also takes a
 # common offset out of v before it can round, and mends a Σp that is not quite 1.
 #
-# J is symmetric, so this is its transpose as well, and by p it is differentiated as the formula
-# p ∘ (u - ⟨p, u⟩) with c as it is. A class of probability 0 has no part in it, whatever v holds
-# there, NaN included.
+# JAX transposes this as it stands, to y = p ∘ (v - ⟨p, v⟩) and then y - w Σy: in a class above 1/2
+# that is minus the sum of the others again. By p it is differentiated with c as it is. A class of
+# probability 0 has no part in it, whatever v holds there, NaN included.
 def jacobian_product(
     p: Array,
     v: Array,
@@ -194,32 +193,30 @@ def jacobian_product(
     if p_sink is not None and v_sink is not None:
         return _product_with_sink(p, v, axis, spread, p_sink, v_sink)
 
-    # Of several devices: what a linear function closes over is to differ as its argument does.
-    spread = _mesh.copied(spread, p, axis.mesh)
+    wide, spread = p.astype(dtype), axis.expand(spread)
 
-    def formula(v: Array) -> Array:
-        wide, v = p.astype(dtype), of_present(p, v)
-        minus_centre = axis.expand(axis.sum(_minus_anchor(wide, axis.expand(spread)) * v))
+    def by_sums(v: Array) -> Array:
+        v = _ignoring_absent(p, v)
+        # Signs are taken on the weights: a sum that is negated falls out of XLA's loop on a CPU.
+        minus_centre = _sum(_minus_anchor(wide, spread) * v, axis)
         u = v + minus_centre
-        mean = axis.sum(wide * u)
+        minus_mean = _sum(-wide * u, axis)
         if free:
-            total = axis.sum(wide)
-            mean += (lax.stop_gradient(total) - total) * minus_centre.squeeze(axis.position)
-        return of_present(p, wide * (u - axis.expand(mean)))
+            total = _sum(wide, axis)
+            minus_mean += (total - lax.stop_gradient(total)) * minus_centre
+        return _ignoring_absent(p, wide * (u + minus_mean))
 
-    constants = lax.stop_gradient((p, spread))
-    return self_adjoint(formula, lambda v: _product(*constants, v, axis))(v.astype(dtype)), None
+    def by_pairs(v: Array) -> Array:
+        constant = lax.stop_gradient(wide)
+        return constant * lead_over_others(constant, _ignoring_absent(constant, v), axis)
 
-
-# A sum over the classes, for each of them. On a GPU XLA makes a single kernel of a row that fits
-# into one, three passes over memory in all, but only where every sum meets the very array that is
-# summed.
-def _sum(terms: Array, axis: ClassAxis) -> Array:
-    return axis.expand(axis.sum(terms))
-
-
-def _sum_for_each(terms: Array, axis: ClassAxis) -> Array:
-    return 0 * terms + _sum(terms, axis)
+    v = v.astype(dtype)
+    if are_few(p, axis):
+        return self_adjoint(by_sums, by_pairs)(v), None
+    if are_few(p, axis, limit=_FEW_ON_CPU) and p.dtype.itemsize >= 4:
+        forms = functools.partial(lax.platform_dependent, cpu=by_pairs, default=by_sums)
+        return self_adjoint(by_sums, forms)(v), None
+    return by_sums(v), None
 
 
 def _product_with_sink(
@@ -249,42 +246,31 @@ def _product_with_sink(
     return product, _mesh.shares(of_sink.squeeze(axis.position), p, axis.mesh)
 
 
-def _product(p: Array, spread: Array, v: Array, axis: ClassAxis) -> Array:
-    """J v without a sink, in the form for the platform."""
-    if known(lambda: p.size <= _SMALL, False):
-        v = of_present(p, v)
-    else:  # on a CPU XLA does not fuse the selection into the sums: 1.1 to 2.7 times the time
-        v = lax.platform_dependent(p, v, cpu=lambda p, v: v, default=of_present)
-    of_pairs = functools.partial(_product_of_pairs, axis=axis)
-    if are_few(p, axis):
-        return of_pairs(p, spread, v)
-    by_sums = functools.partial(_product_by_sums, axis=axis, sum_of=_sum)
-    forms = {"default": by_sums}
-    if are_few(p, axis, limit=_FEW_ON_CPU) and p.dtype.itemsize >= 4:
-        forms["cpu"] = of_pairs
-    last = axis == ClassAxis(p.ndim - 1)  # on one device
-    if last and known(lambda: p.shape[-1] <= _rows.ONE_KERNEL, False):
-        forms["cuda"] = functools.partial(_product_by_sums, axis=axis, sum_of=_sum_for_each)
-    return lax.platform_dependent(p, spread, v, **forms)
-
-
 def of_present(p: Array, v: Array) -> Array:
     """v, and 0 for a class of probability 0."""
     return jnp.where(p == 0, 0, v)
 
 
-def _product_by_sums(
-    p: Array, spread: Array, v: Array, axis: ClassAxis, sum_of: Callable[[Array, ClassAxis], Array]
-) -> Array:
-    p, spread = p.astype(v.dtype), axis.expand(spread.astype(v.dtype))
-    # Signs are taken on the weights: a sum that is negated falls out of XLA's loop on a CPU.
-    u = v + sum_of(_minus_anchor(p, spread) * v, axis)
-    return p * (u + sum_of(-p * u, axis))
+# On a CPU XLA does not fuse the selection into sums: 1.1 to 2.7 times the time of large arrays.
+def _ignoring_absent(p: Array, v: Array) -> Array:
+    """v, and 0 for a class of probability 0 where that takes no time that counts."""
+    if known(lambda: p.size <= _SMALL, False):
+        return of_present(p, v)
+    return lax.platform_dependent(p, v, cpu=lambda p, v: v, default=of_present)
 
 
-def _product_of_pairs(p: Array, spread: Array, v: Array, axis: ClassAxis) -> Array:
-    p = p.astype(v.dtype)
-    return p * lead_over_others(p, v, axis)
+# On a GPU XLA makes a single kernel of a row that fits into one, three passes over memory in all,
+# but only where every sum meets the very array that is summed.
+def _sum(terms: Array, axis: ClassAxis) -> Array:
+    """The sum over the classes, for each of them."""
+
+    def plain(terms: Array) -> Array:
+        return jnp.broadcast_to(axis.expand(axis.sum(terms)), terms.shape)
+
+    last = axis == ClassAxis(terms.ndim - 1)  # on one device
+    if not last or not known(lambda: terms.shape[-1] <= _rows.ONE_KERNEL, False):
+        return plain(terms)
+    return lax.platform_dependent(terms, cuda=lambda t: 0 * t + plain(t), default=plain)
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
