@@ -201,8 +201,25 @@ def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
     return linear(x)
 
 
-# The only linear function with a stated transpose that JAX can batch is the solution x of A x = b,
-# and JAX differentiates it by the equation alone: ẋ = A⁻¹ (ḃ - Ȧ x). The system
+# The only linear function with a stated transpose that JAX can batch is the solution of a linear
+# equation. JAX differentiates it by the equation, which has no parameters here.
+def linear_pair(
+    fun: Callable[[Array], Array],
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """A linear function, and the identity, stated to be transposes of each other.
+
+    They are so at the ends of a product of linear functions in which the transpose of `fun` would
+    change nothing but the rounding. What `fun` closes over is a constant.
+    """
+    run, leave = (lambda _, x: fun(x)), (lambda _, x: x)
+    solution = functools.partial(jax.lax.custom_linear_solve, lambda x: x)
+    return (
+        functools.partial(solution, solve=run, transpose_solve=leave),
+        functools.partial(solution, solve=leave, transpose_solve=run),
+    )
+
+
+# As the solution x of A x = b, ẋ = A⁻¹ (ḃ - Ȧ x), of the system
 #
 #     x₁ - F x₂ = b₁,   x₂ = b₂     with b₁ = 0, b₂ = v     has the solution x₁ = F v, x₂ = v,
 #

@@ -14,7 +14,7 @@ from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
 from jaxsoft._autodiff import jvp_from_vjp, linear_map
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._pairs import are_few, exchange_with_others, lead_over_others
+from jaxsoft._pairs import are_few, exchange_with_others, is_small, lead_over_others
 from jaxsoft._sizes import is_empty
 from jaxsoft._softmax import minus_top, probabilities
 
@@ -140,7 +140,7 @@ def _residual(p: Array, y_bar: Array, axis: ClassAxis) -> Array:
         z_bar = y_bar - p * sum_of(y_bar)
         return z_bar + minus_top(p) * sum_of(z_bar)
 
-    if not are_few(p, axis):
+    if is_small(p) or not are_few(p, axis):
         return by_sums(y_bar)
     constant = lax.stop_gradient(p)
     by_pairs = functools.partial(exchange_with_others, constant, axis=axis)

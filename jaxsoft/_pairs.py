@@ -16,11 +16,17 @@ from jaxsoft._axes import ClassAxis
 from jaxsoft._sizes import known
 
 FEW = 8  # classes, up to which this is the shortest program
+_SMALL = 2**16  # entries
 
 
 def are_few(p: Array, axis: ClassAxis, *, limit: int = FEW) -> bool:
     """Whether the whole row is here and has at most so many classes."""
     return axis.mesh is None and known(lambda: p.shape[axis.position] <= limit, False)
+
+
+def is_small(p: Array) -> bool:
+    """Whether an array has so few entries that the time of a loop over it does not count."""
+    return known(lambda: p.size <= _SMALL, False)
 
 
 def lead_over_others(p: Array, v: Array, axis: ClassAxis) -> Array:

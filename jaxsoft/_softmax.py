@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,14 +12,13 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
 from jaxsoft import _axes, _checks, _logits, _mesh, _rows, _sharding
-from jaxsoft._autodiff import jvp_from_vjp, self_adjoint
+from jaxsoft._autodiff import jvp_from_vjp, linear_pair, self_adjoint
 from jaxsoft._axes import ClassAxis
 from jaxsoft._mesh import Mesh
-from jaxsoft._pairs import are_few, lead_over_others
+from jaxsoft._pairs import are_few, is_small, lead_over_others
 from jaxsoft._sizes import is_empty, known
 
 _FEW_ON_CPU = 16  # classes of float32: pairs take 0.6 of the time of sums, in bfloat16 1.4
-_SMALL = 2**16  # entries of an array in which the time of a selection does not count
 
 
 def softmax(
@@ -164,9 +164,11 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 # -p_k Σ_{j≠k} p_j u_j, and nothing is subtracted from 1; elsewhere c = ⟨p, v⟩, which also takes a
 # common offset out of v before it can round, and mends a Σp that is not quite 1.
 #
-# JAX transposes this as it stands, to y = p ∘ (v - ⟨p, v⟩) and then y - w Σy: in a class above 1/2
-# that is minus the sum of the others again. By p it is differentiated with c as it is. A class of
-# probability 0 has no part in it, whatever v holds there, NaN included.
+# This is J P with P = 1 - 1 wᵀ, and its transpose Pᵀ J begins with the uncentred product. But J is
+# symmetric, and J = Pᵀ J P: the entries of J v sum to 0, where Pᵀ y = y - w Σy is the identity but
+# for rounding. So we declare (P, 1) and (1, P) to be transposes, and the transpose of the program
+# is the program. By p it is differentiated with c as it is. A class of probability 0 has no part
+# in it, whatever v holds there, NaN included.
 def jacobian_product(
     p: Array,
     v: Array,
@@ -193,30 +195,41 @@ def jacobian_product(
     if p_sink is not None and v_sink is not None:
         return _product_with_sink(p, v, axis, spread, p_sink, v_sink)
 
-    wide, spread = p.astype(dtype), axis.expand(spread)
+    # Of several devices: what a linear function closes over is to differ as its argument does.
+    wide, spread = p.astype(dtype), axis.expand(_mesh.copied(spread, p, axis.mesh))
+    minus_weights = _minus_anchor(wide, spread)
 
-    def by_sums(v: Array) -> Array:
+    # Signs are taken on the weights: a sum that is negated falls out of XLA's loop on a CPU.
+    def centred(v: Array) -> Array:
+        return v + _sum(minus_weights * v, axis)
+
+    def by_sums(
+        v: Array, begin: Callable[[Array], Array] = centred, end: Callable[[Array], Array] = _same
+    ) -> Array:
         v = _ignoring_absent(p, v)
-        # Signs are taken on the weights: a sum that is negated falls out of XLA's loop on a CPU.
-        minus_centre = _sum(_minus_anchor(wide, spread) * v, axis)
-        u = v + minus_centre
+        u = begin(v)
         minus_mean = _sum(-wide * u, axis)
         if free:
             total = _sum(wide, axis)
-            minus_mean += (total - lax.stop_gradient(total)) * minus_centre
-        return _ignoring_absent(p, wide * (u + minus_mean))
+            minus_mean += (total - lax.stop_gradient(total)) * _sum(minus_weights * v, axis)
+        return _ignoring_absent(p, end(wide * (u + minus_mean)))
 
     def by_pairs(v: Array) -> Array:
         constant = lax.stop_gradient(wide)
         return constant * lead_over_others(constant, _ignoring_absent(constant, v), axis)
 
     v = v.astype(dtype)
-    if are_few(p, axis):
-        return self_adjoint(by_sums, by_pairs)(v), None
-    if are_few(p, axis, limit=_FEW_ON_CPU) and p.dtype.itemsize >= 4:
-        forms = functools.partial(lax.platform_dependent, cpu=by_pairs, default=by_sums)
-        return self_adjoint(by_sums, forms)(v), None
-    return by_sums(v), None
+    if not is_small(p):
+        if are_few(p, axis):
+            return self_adjoint(by_sums, by_pairs)(v), None
+        if are_few(p, axis, limit=_FEW_ON_CPU) and p.dtype.itemsize >= 4:
+            forms = functools.partial(lax.platform_dependent, cpu=by_pairs, default=by_sums)
+            return self_adjoint(by_sums, forms)(v), None
+    return by_sums(v, *linear_pair(centred)), None
+
+
+def _same(v: Array) -> Array:
+    return v
 
 
 def _product_with_sink(
@@ -254,23 +267,29 @@ def of_present(p: Array, v: Array) -> Array:
 # On a CPU XLA does not fuse the selection into sums: 1.1 to 2.7 times the time of large arrays.
 def _ignoring_absent(p: Array, v: Array) -> Array:
     """v, and 0 for a class of probability 0 where that takes no time that counts."""
-    if known(lambda: p.size <= _SMALL, False):
+    if is_small(p):
         return of_present(p, v)
     return lax.platform_dependent(p, v, cpu=lambda p, v: v, default=of_present)
 
 
-# On a GPU XLA makes a single kernel of a row that fits into one, three passes over memory in all,
-# but only where every sum meets the very array that is summed.
 def _sum(terms: Array, axis: ClassAxis) -> Array:
     """The sum over the classes, for each of them."""
-
-    def plain(terms: Array) -> Array:
-        return jnp.broadcast_to(axis.expand(axis.sum(terms)), terms.shape)
-
+    plain = functools.partial(_sum_for_each, axis=axis)
     last = axis == ClassAxis(terms.ndim - 1)  # on one device
     if not last or not known(lambda: terms.shape[-1] <= _rows.ONE_KERNEL, False):
         return plain(terms)
-    return lax.platform_dependent(terms, cuda=lambda t: 0 * t + plain(t), default=plain)
+    in_one_kernel = functools.partial(_sum_in_one_kernel, axis=axis)
+    return lax.platform_dependent(terms, cuda=in_one_kernel, default=plain)
+
+
+def _sum_for_each(terms: Array, axis: ClassAxis) -> Array:
+    return jnp.broadcast_to(axis.expand(axis.sum(terms)), terms.shape)
+
+
+# On a GPU XLA makes a single kernel of a row that fits into one, three passes over memory in all,
+# but only where every sum meets the very array that is summed.
+def _sum_in_one_kernel(terms: Array, axis: ClassAxis) -> Array:
+    return 0 * terms + _sum_for_each(terms, axis)
 
 
 def _minus_anchor(p: Array, spread: Array) -> Array:
