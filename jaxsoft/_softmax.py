@@ -225,6 +225,8 @@ def jacobian_product(
         if are_few(p, axis, limit=_FEW_ON_CPU) and p.dtype.itemsize >= 4:
             forms = functools.partial(lax.platform_dependent, cpu=by_pairs, default=by_sums)
             return self_adjoint(by_sums, forms)(v), None
+    if free:  # J 1 = 0, and with it the pair, holds for a sum of 1 alone
+        return by_sums(v), None
     return by_sums(v, *linear_pair(centred)), None
 
 
