@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _sharding
@@ -93,7 +94,7 @@ class RankFactor(NamedTuple):
 
 
 # With `jax.export` a program that gives such a factor can be written to a file.
-jax.export.register_namedtuple_serialization(RankFactor, serialized_name="jaxsoft.RankFactor")
+export.register_namedtuple_serialization(RankFactor, serialized_name="jaxsoft.RankFactor")
 
 
 @jax.jit

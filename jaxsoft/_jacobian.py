@@ -9,6 +9,7 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft import _checks, _labels, _simplex
@@ -307,7 +308,7 @@ def _read(written: bytes) -> _checks.AxisName:
     return tuple(axis_name) if isinstance(axis_name, list) else axis_name
 
 
-jax.export.register_pytree_node_serialization(
+export.register_pytree_node_serialization(
     SimplexJacobian,
     serialized_name="jaxsoft.SimplexJacobian",
     serialize_auxdata=_written,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jaxsoft import _axes, _checks, _logits
@@ -55,7 +56,7 @@ class JacobianReport(NamedTuple):
 
 
 # With `jax.export` a program that gives a report can be written to a file.
-jax.export.register_namedtuple_serialization(
+export.register_namedtuple_serialization(
     JacobianReport, serialized_name="jaxsoft.analysis.JacobianReport"
 )
 
