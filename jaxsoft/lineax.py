@@ -5,8 +5,9 @@ from typing import Any, TypeAlias
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxsoft import _checks, _simplex
-from jaxsoft._jacobian import SimplexJacobian
+from jaxsoft._core import validation
+from jaxsoft._simplex import formulas
+from jaxsoft._simplex.operator import SimplexJacobian
 
 try:
     import lineax as lx
@@ -119,7 +120,7 @@ def _(operator: SimplexOperator) -> Float[Array, " n"]:
 @lx.tridiagonal.register(SimplexOperator)
 def _(operator: SimplexOperator) -> tuple[Array, Array, Array]:
     s = operator.jacobian.weights
-    _, a, _ = _simplex.fractions(s, operator.jacobian.sink)
+    _, a, _ = formulas.fractions(s, operator.jacobian.sink)
     beside = -s[:-1] * a[1:]
     return operator.jacobian.diagonal(), beside, beside
 
@@ -164,7 +165,7 @@ class SimplexSolver(lx.AbstractLinearSolver[_State]):
     damping: ArrayLike = 0.0
 
     def __check_init__(self) -> None:
-        _checks.non_negative("SimplexSolver", "damping", self.damping, (), "a scalar")
+        validation.non_negative("SimplexSolver", "damping", self.damping, (), "a scalar")
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _State:
         """Takes the Jacobian and the multiple of the identity out of the operator."""

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft import _checks, _labels
-from jaxsoft._jacobian import SimplexJacobian
-from jaxsoft._products import softmax_jvp
-from jaxsoft._softmax import softmax
+from jaxsoft._core import class_ids, validation
+from jaxsoft._functions.products import softmax_jvp
+from jaxsoft._functions.softmax import softmax
+from jaxsoft._simplex.operator import SimplexJacobian
 
 try:
     import matplotlib as mpl
@@ -294,13 +294,13 @@ def slopes(
         fox  −pᵢpⱼ = −0.125
     """
     name = "slopes"
-    values = _checks.floating(name, "logits", logits)
+    values = validation.floating(name, "logits", logits)
     n = values.shape[-1] if values.ndim else 0
     if values.ndim != 1 or n < 2:
         raise ValueError(f"{name}: logits must have shape (n,) with n ≥ 2, got {values.shape}")
     if not bool(jnp.isfinite(values).all()):
         raise ValueError(f"{name}: logits must be finite")
-    at = int(_labels.one_class(name, "index", index, n, ()))
+    at = int(class_ids.one_class(name, "index", index, n, ()))
     names = _names(name, class_names, n)
 
     present = float(values[at])
@@ -384,13 +384,13 @@ def reliability(
         accuracy 0.750, 4 examples
     """
     name = "reliability"
-    values = _checks.floating(name, "logits", logits)
+    values = validation.floating(name, "logits", logits)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"{name}: logits must have shape (m, n), not empty, got {values.shape}")
-    ids = _checks.array(name, "labels", labels)
+    ids = validation.array(name, "labels", labels)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"{name}: labels must be integers, got dtype {ids.dtype}")
-    _checks.same_shape(name, "labels", ids, values.shape[:1], "one for each row of the logits")
+    validation.same_shape(name, "labels", ids, values.shape[:1], "one for each row of the logits")
     classes = np.asarray(ids)
     if not ((classes >= 0) & (classes < values.shape[1])).all():
         raise ValueError(f"{name}: labels must lie in [0, {values.shape[1]})")
@@ -432,7 +432,7 @@ def reliability(
 
 
 def _numbers(function: str, argument: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    numbers = np.asarray(_checks.floating(function, argument, value), np.float64)
+    numbers = np.asarray(validation.floating(function, argument, value), np.float64)
     if np.isnan(numbers).any():
         raise ValueError(f"{function}: {argument} must be numbers, got NaN")
     return numbers

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft import _rows
 from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, EPS, Exact, rows
 

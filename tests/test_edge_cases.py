@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft._testing.precision import enable_x64
+from jaxsoft.testing._precision import enable_x64
 
 INF, NAN = np.inf, np.nan
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsoft
-from jaxsoft._testing.precision import enable_x64
 from jaxsoft.testing import error_in_eps
+from jaxsoft.testing._precision import enable_x64
 from tests.exact import DTYPES, EPS
 
 # The number of cases of the normal run; `make fuzz` chooses a profile with more.

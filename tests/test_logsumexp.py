@@ -13,7 +13,7 @@ import scipy.special
 from mpmath import mp, mpf
 
 import jaxsoft
-from jaxsoft import _double_word
+from jaxsoft._core import double_word
 from tests.exact import DTYPES, EPS
 
 INF, NAN = np.inf, np.nan
@@ -154,12 +154,12 @@ def test_a_double_word_holds_a_logarithm_to_twice_the_precision(dtype):
     b = np.array([*b, *rng.uniform(0.5, 2, 200), info.max, info.tiny, -3, 1, 0.5], dtype)
     a, b = map(jnp.asarray, (-np.log(np.abs(b)), b))
     for wrap in (lambda f: f, jax.jit):
-        parts = wrap(_double_word.parts)(b)
+        parts = wrap(double_word.parts)(b)
         np.testing.assert_array_equal(
             np.ldexp(np.asarray(parts.fraction), np.asarray(parts.exponent).astype(int)), b
         )
         assert np.all(np.abs(np.abs(parts.fraction) - 1.06) < 0.36)
-        for one, *pair, x in zip(a, *wrap(_double_word.plus_logarithm)(a, parts), b, strict=True):
+        for one, *pair, x in zip(a, *wrap(double_word.plus_logarithm)(a, parts), b, strict=True):
             logarithm = mp.log(abs(mpf(float(x))))
             error = mp.fsum(map(float, pair)) - (float(one) + logarithm)
             assert abs(error) <= 3 * EPS[dtype] ** 2 * abs(logarithm)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxsoft._rows.statistics import _united, _with_sink, in_one_pass
 
 import jaxsoft
-from jaxsoft import _rows, _softmax
-from jaxsoft._axes import ClassAxis
+from jaxsoft._core.axes import ClassAxis
+from jaxsoft._functions import softmax
 from jaxsoft.testing import error_in_eps
 from tests.exact import Exact, rows
 
@@ -34,13 +35,13 @@ def folded_statistics(z):
     """The statistics as a GPU takes them: 16 entries one after another, and the sums by pairs."""
     columns = -(-z.size // 16)
     z = jnp.pad(z, (0, 16 * columns - z.size), constant_values=-jnp.inf).reshape(16, columns)
-    parts = tuple(_rows.in_one_pass(z, 0))
+    parts = tuple(in_one_pass(z, 0))
     while parts[0].size > 1:
         half = parts[0].size // 2
         left, right, odd = (
             [a[i] for a in parts] for i in (np.s_[:half], np.s_[half : 2 * half], np.s_[2 * half :])
         )
-        united = _rows._united(tuple(left), tuple(right))
+        united = _united(tuple(left), tuple(right))
         parts = tuple(jnp.concatenate(pair) for pair in zip(united, odd, strict=True))
     return [a[0] for a in parts]
 
@@ -71,7 +72,7 @@ def test_statistics_in_one_pass(dtype, name):
 )
 def test_statistics_of_rows_at_the_edges(row, top, rest):
     for order in (row, row[::-1]):
-        found = _rows.in_one_pass(jnp.asarray(order, jnp.float32), 0)
+        found = in_one_pass(jnp.asarray(order, jnp.float32), 0)
         np.testing.assert_array_equal(found.top, np.float32(top))
         np.testing.assert_array_equal(found.rest, np.float32(rest))
 
@@ -80,8 +81,8 @@ def test_statistics_of_rows_at_the_edges(row, top, rest):
 @pytest.mark.parametrize("row", [[1.0, 2.0, -1.0], [-INF, -INF, -INF], [20.0, -INF, 0.0]])
 def test_a_sink_is_one_more_entry(row, sink):
     row, sink = jnp.asarray(row, jnp.float32), jnp.asarray(sink, jnp.float32)
-    with_sink = _rows._with_sink(_rows.in_one_pass(row, 0), sink)
-    longer = _rows.in_one_pass(jnp.append(row, sink), 0)
+    with_sink = _with_sink(in_one_pass(row, 0), sink)
+    longer = in_one_pass(jnp.append(row, sink), 0)
     np.testing.assert_array_equal(with_sink, longer)
 
 
@@ -109,7 +110,7 @@ FORMS = {"one kernel": 16_384, "pairs": 16}
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     if request.param == "one kernel":
-        monkeypatch.setattr(_softmax, "_sum", _softmax._sum_in_one_kernel)
+        monkeypatch.setattr(_softmax, "_sum", softmax._sum_in_one_kernel)
     else:
         monkeypatch.setattr(_softmax, "is_small", lambda _: False)
     return request.param
@@ -121,8 +122,8 @@ def products(form):
 
     def product(row, v):
         p = jaxsoft.softmax(row)
-        spread = _softmax.undominated(jnp.max(p, 0))
-        return _softmax.jacobian_product(p, v, ClassAxis(0), spread)[0]
+        spread = softmax.undominated(jnp.max(p, 0))
+        return softmax.jacobian_product(p, v, ClassAxis(0), spread)[0]
 
     def transposed(row, v):
         return jax.linear_transpose(functools.partial(product, row), v)(v)[0]

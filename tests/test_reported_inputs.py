@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
-from jaxsoft._testing.precision import enable_x64
+from jaxsoft.testing._precision import enable_x64
 from tests.exact import DTYPES, EPS, Exact
 
 INF, NAN = np.inf, np.nan

@@ -11,9 +11,9 @@ import pytest
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
 
-from jaxsoft._testing.modes import BY_NAME
-from jaxsoft._testing.precision import enable_x64
 from jaxsoft.testing import MODES, assert_derivatives, error_in_eps
+from jaxsoft.testing._modes import BY_NAME
+from jaxsoft.testing._precision import enable_x64
 
 VALUES = {"value", "jit", "vmap"}
 ORDER_TWO = set(MODES[-4:])

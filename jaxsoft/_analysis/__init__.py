@@ -1,1 +1,0 @@
-"""The parts of `jaxsoft.analysis`: each goes from logits through the structured Jacobian."""

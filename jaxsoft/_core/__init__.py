@@ -1,0 +1,1 @@
+"""What every function stands on: rules, arguments, axes, devices, programs. Nothing of softmax."""

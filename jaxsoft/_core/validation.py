@@ -1,0 +1,446 @@
+"""Validation at the public boundary: every error message of the array functions."""
+
+import functools
+import math
+import operator
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike
+
+from jaxsoft._core import devices
+from jaxsoft._core.devices import Mesh
+from jaxsoft._core.sizes import known
+
+Axis = int | Sequence[int] | None
+AxisName = Hashable | tuple[Hashable, ...] | None
+
+
+def array(function: str, argument: str, value: Any) -> Array:
+    """Returns `value` as a real array, or raises `TypeError`."""
+    if not isinstance(value, jax.Array):
+        if not (
+            isinstance(value, (np.ndarray, np.generic, bool, int, float, complex))
+            or hasattr(value, "__jax_array__")
+        ):
+            cure = " (use jnp.asarray)" if isinstance(value, (list, tuple)) else ""
+            raise TypeError(
+                f"{function}: {argument} must be an array or a number, "
+                f"got {_described(value)}{cure}"
+            )
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV":
+            raise TypeError(f"{function}: {argument} must be numeric, got dtype {value.dtype}")
+        value = jnp.asarray(value)
+    if not (is_kind(value.dtype, jnp.floating) or is_discrete(value)):
+        raise TypeError(f"{function}: {argument} must be real, got dtype {value.dtype}")
+    return value
+
+
+def floating(function: str, argument: str, value: Any) -> Array:
+    """Returns `value` as a floating array; integers and booleans become the default float."""
+    value = array(function, argument, value)
+    return value.astype(float) if is_discrete(value) else value
+
+
+def is_discrete(value: Array) -> bool:
+    """Whether the array holds integers or booleans."""
+    return is_kind(value.dtype, jnp.integer) or is_kind(value.dtype, jnp.bool_)
+
+
+# JAX's own test is slow beside a call that is compiled already.
+@functools.cache
+def is_kind(dtype: Any, kind: Any) -> bool:
+    return jnp.issubdtype(dtype, kind)
+
+
+def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """Returns the axes as non-negative numbers, in the order given."""
+    if axis is None:
+        return tuple(range(ndim))
+    if type(axis) is int and -ndim <= axis < ndim:  # the usual case, at once
+        return (axis % ndim,)
+    given: tuple[int, ...]
+    try:
+        given = (operator.index(axis),)
+    except TypeError:
+        try:
+            given = tuple(operator.index(a) for a in axis)
+        except TypeError:
+            raise TypeError(
+                f"{function}: axis must be an integer, a tuple of integers or None, "
+                f"got {_described(axis)}"
+            ) from None
+    for a in given:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"{function}: axis must lie in [{-ndim}, {ndim}) for an array of {ndim} "
+                f"dimensions, got {a}"
+            )
+    positive = tuple(a % ndim for a in given)
+    if len(set(positive)) != len(positive):
+        raise ValueError(f"{function}: axis must name each axis once, got {given}")
+    return positive
+
+
+def mesh(function: str, axis_name: Any, **alike: Any) -> Mesh | None:
+    """Returns the axes of a mesh; on the devices along these, what is `alike` must be so."""
+    if axis_name is None:
+        return None
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    try:
+        size = lax.psum(1, names)
+    except (NameError, TypeError, ValueError):
+        raise ValueError(
+            f"{function}: axis_name must name mesh axes of a jax.shard_map around the call (or be "
+            f"the axis_name of a jax.vmap), got {axis_name!r}"
+        ) from None
+    for argument, value in alike.items():
+        along = () if value is None else devices.differing(jnp.asarray(value)) & set(names)
+        if along:
+            raise ValueError(
+                f"{function}: {argument} must be the same on all devices that share the classes, "
+                f"got an array that differs along {', '.join(sorted(map(str, along)))}"
+            )
+    return Mesh(names, size)
+
+
+def undivided(function: str, axis_name: AxisName) -> None:
+    """Raises `ValueError` if the classes lie on several devices."""
+    if axis_name is not None:
+        raise ValueError(
+            f"{function}: needs all classes on one device, got axis_name {axis_name!r}; "
+            "jax.lax.all_gather brings the weights together"
+        )
+
+
+def mask(
+    function: str, where: Any, shape: tuple[int, ...], wanted: str = "the shape of the logits"
+) -> Array | None:
+    """Returns the boolean mask broadcast to `shape`."""
+    return None if where is None else boolean(function, "where", where, shape, wanted)
+
+
+def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
+    """Returns a boolean array broadcast to `shape`."""
+    given = array(function, argument, value)
+    _require_boolean(function, argument, given)
+    return broadcast(function, argument, given, shape, wanted)
+
+
+def _require_boolean(function: str, argument: str, value: Array) -> None:
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
+
+
+def rows(
+    function: str,
+    x: Any,
+    axis: Any,
+    where: Any,
+    temperature_: Any,
+    sink: Any,
+    axis_name: Any,
+) -> tuple[tuple[Array, Array | None, Array | None, Array | None], dict[str, Any]]:
+    """Returns the arguments of softmax as arrays, and its axes and mesh by name."""
+    where = booleans(function, "where", where)
+    x, where = together(function, x=floating(function, "x", x), where=where)
+    numbers = axes(function, axis, x.ndim)
+    scale = temperature(function, temperature_, x.shape, numbers)
+    sink = per_row(function, "sink", sink, x.shape, numbers)
+    devices = mesh(function, axis_name, temperature=scale, sink=sink)
+    return (x, where, scale, sink), {"axes": numbers, "mesh": devices}
+
+
+def per_row(
+    function: str, argument: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Array | None:
+    """Returns an option that has one value for each row, with the reduced axes of size 1."""
+    if value is None:
+        return None
+    value = floating(function, argument, value)
+    row_shape = tuple(1 if a in reduced else size for a, size in enumerate(shape))
+    return broadcast(
+        function, argument, value, row_shape, f"{shape} with the reduced axes {reduced} of size 1"
+    )
+
+
+def temperature(
+    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Array | None:
+    """As `per_row`; None stands for a temperature of one, for which nothing is divided."""
+    if isinstance(value, (bool, int, float, np.generic)):
+        number = float(value)
+        if not number > 0:
+            raise ValueError(f"{function}: temperature must be positive, got {value}")
+        if number == 1:
+            return None
+        value = _normal(number)
+    if value is None:
+        raise TypeError(f"{function}: temperature must be an array or a number, got NoneType")
+    return per_row(function, "temperature", value, shape, reduced)
+
+
+def _normal(number: float) -> float:
+    """The nearest positive number that is neither subnormal nor infinite as a default float."""
+    finfo = jnp.finfo(jax.dtypes.canonicalize_dtype(float))
+    return min(max(number, float(finfo.tiny)), float(finfo.max))
+
+
+def broadcast(
+    function: str, argument: str, value: Array, shape: tuple[int, ...], wanted: str
+) -> Array:
+    """Returns `value` broadcast to `shape`, or raises `ValueError`."""
+    if not broadcasts(value.shape, shape):
+        raise ValueError(
+            f"{function}: {argument} must broadcast to {shape} ({wanted}), got {value.shape}"
+        )
+    return value if value.shape == shape else jnp.broadcast_to(value, shape)
+
+
+def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...], of: str) -> None:
+    """Raises `ValueError` unless `value` has the given shape."""
+    if value.shape != shape:
+        raise ValueError(
+            f"{function}: {argument} must have shape {shape} ({of}), got {value.shape}"
+        )
+
+
+def number(
+    function: str,
+    argument: str,
+    value: Any,
+    low: int | float,
+    high: int | float,
+    *,
+    open_low: bool = False,
+) -> ArrayLike:
+    """Returns a number in the given range; an array, whose value may be traced, passes."""
+    if isinstance(value, (np.ndarray, jax.Array)) or hasattr(value, "__jax_array__"):
+        value = floating(function, argument, value)
+        if value.ndim:
+            raise ValueError(f"{function}: {argument} must be a scalar, got shape {value.shape}")
+        return value
+    if not isinstance(value, (bool, int, float, np.generic)):
+        raise TypeError(f"{function}: {argument} must be a number, got {_described(value)}")
+    number = float(value)
+    above = low < number if open_low else low <= number
+    if not above or not number <= high or number == math.inf:
+        span = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
+        raise ValueError(f"{function}: {argument} must lie in {span}, got {value}")
+    return number
+
+
+def non_negative(
+    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
+) -> Array:
+    """Returns an array broadcast to `shape`; one given as a number must be 0 or more."""
+    array = floating(function, argument, value)
+    if isinstance(value, (bool, int, float, np.generic)) and not float(value) >= 0:
+        raise ValueError(f"{function}: {argument} must be 0 or more, got {value}")
+    return broadcast(function, argument, array, shape, wanted)
+
+
+def per_class(function: str, argument: str, value: Any, n: int, wanted: str) -> Array | None:
+    """Returns an option that has one value for each class, or None."""
+    if value is None:
+        return None
+    value = floating(function, argument, value)
+    same_shape(function, argument, value, (n,), wanted)
+    return value
+
+
+def matrix(function: str, argument: str, value: Array, x: Array) -> None:
+    """Raises `ValueError` unless `value` is a matrix that x, of shape [..., d], multiplies."""
+    if x.ndim < 1:
+        raise ValueError(f"{function}: x must have an axis of features, got shape {x.shape}")
+    if value.ndim != 2 or value.shape[0] != x.shape[-1]:
+        cure = ""
+        if value.ndim == 2 and value.shape[1] == x.shape[-1]:
+            cure = f" (pass {argument}.T)"
+        elif value.shape == x.shape[:-1]:
+            cure = f" (are {argument} and labels swapped?)"
+        raise ValueError(
+            f"{function}: {argument} must have shape ({x.shape[-1]}, n) (x {x.shape} @ w), "
+            f"got {value.shape}{cure}"
+        )
+
+
+def positive_or_none(function: str, argument: str, value: Any) -> int | None:
+    """Returns a positive integer, or None."""
+    if value is None:
+        return None
+    number = integer(function, argument, value, "an integer or None")
+    if number < 1:
+        raise ValueError(f"{function}: {argument} must be 1 or more, got {number}")
+    return number
+
+
+def integer(function: str, argument: str, value: Any, wanted: str = "an integer") -> int:
+    """Returns a Python integer, or raises `TypeError`."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {argument} must be {wanted}, got {_described(value)}"
+        ) from None
+
+
+def softcap(function: str, value: Any) -> ArrayLike | None:
+    """Returns a positive number, or None, which an infinite number stands for as well."""
+    if value is None or (isinstance(value, (float, np.floating)) and value == math.inf):
+        return None
+    cap = number(function, "softcap", value, 0, math.inf, open_low=True)
+    # One below every float32 is as good as the smallest: both make all logits equal.
+    return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
+
+
+def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
+    """Returns a shape as a tuple of integers."""
+    try:
+        given = tuple(operator.index(size) for size in value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {argument} must be a sequence of integers, got {_described(value)}"
+        ) from None
+    if any(size < 0 for size in given):
+        raise ValueError(f"{function}: {argument} must hold numbers of 0 or more, got {given}")
+    return given
+
+
+def number_or_none(
+    function: str, argument: str, value: Any, low: int | float, high: int | float
+) -> ArrayLike | None:
+    """As `number`; None stands for 0, with which nothing is computed."""
+    value = number(function, argument, value, low, high)
+    return None if isinstance(value, float) and value == 0 else value
+
+
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of one shape can be broadcast to the other."""
+    sizes = (1,) * (len(wanted) - len(shape)) + shape
+    return len(sizes) == len(wanted) and all(
+        a in (1, b) for a, b in zip(sizes, wanted, strict=True)
+    )
+
+
+def _described(value: Any) -> str:
+    return (
+        f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__
+    )
+
+
+def positive(
+    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
+) -> Array:
+    """Returns an array broadcast to `shape`; one given as a number must be positive."""
+    array = floating(function, argument, value)
+    if isinstance(value, (bool, int, float, np.generic)) and not float(value) > 0:
+        raise ValueError(f"{function}: {argument} must be positive, got {value}")
+    return broadcast(function, argument, array, shape, wanted)
+
+
+def matrices(
+    function: str, argument: str, value: Array, weights: tuple[int, ...], *, columns: bool
+) -> tuple[int, ...]:
+    """Returns the batch of matrices whose columns, or rows, are as long as those of the weights."""
+    *batch, n = weights
+    *given, first, last = value.shape
+    try:
+        if (first if columns else last) == n:
+            return jnp.broadcast_shapes(tuple(batch), tuple(given))
+    except ValueError:  # the batches do not broadcast
+        pass
+    wanted = f"(..., {n}, k)" if columns else f"(..., k, {n})"
+    raise ValueError(
+        f"{function}: {argument} of {value.ndim} axes must be matrices {wanted}, with leading axes "
+        f"that broadcast with the batch {tuple(batch)}, got {value.shape}"
+    )
+
+
+def batch_index(function: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Returns an index of the batch axes; one given as a number must lie in its axis."""
+    items = index if isinstance(index, tuple) else (index,)
+    taken = [_axes_of_index(item) for item in items]
+    batch, rest = shape[:-2], sum(taken)
+    if rest > len(batch):
+        raise IndexError(
+            f"{function}: {index!r:.60} reaches into the matrices of shape {shape}, whose batch "
+            f"axes are {batch}; row(i), diagonal() and as_matrix() give entries"
+        )
+    axis = 0
+    for item, axes in zip(items, taken, strict=True):
+        if item is Ellipsis:
+            axis = len(batch) - rest
+        elif isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            size = batch[axis]
+            if known(functools.partial(_outside, int(item), size), False):
+                raise IndexError(
+                    f"{function}: {item} lies outside of batch axis {axis} of size {size}"
+                )
+        axis, rest = axis + axes, rest - axes
+    return items
+
+
+def _outside(number: int, size: int) -> bool:
+    return not -size <= number < size
+
+
+def _axes_of_index(item: Any) -> int:
+    """How many axes an item of an index takes: a mask its own, others one."""
+    if item is None or item is Ellipsis or isinstance(item, (bool, np.bool_)):
+        return 0
+    mask = isinstance(item, (np.ndarray, jax.Array)) and item.dtype == bool
+    return item.ndim if mask else 1
+
+
+def promoted(function: str, **values: Any) -> list[Any]:
+    """Returns arrays, real or complex, in the dtype that they have together; None as it is.
+
+    As in JAX integers and booleans take the dtype of the others, or the default float.
+    """
+    (first, value), *options = values.items()
+    arrays: list[Any] = [_numeric(function, first, value)]
+    arrays += [
+        None if value is None else _numeric(function, name, value) for name, value in options
+    ]
+    inexact = [a for a in arrays if a is not None and not is_discrete(a)]
+    dtype = jnp.result_type(*inexact or (float,))
+    return [a if a is None or a.dtype == dtype else a.astype(dtype) for a in arrays]
+
+
+def _numeric(function: str, argument: str, value: Any) -> Array:
+    if hasattr(value, "__jax_array__") and not isinstance(value, jax.Array):
+        value = value.__jax_array__()
+    known = isinstance(value, (jax.Array, np.ndarray, np.generic, complex))
+    if known and jnp.iscomplexobj(value):
+        return jnp.asarray(value)
+    return array(function, argument, value)
+
+
+def together(function: str, **values: Any) -> list[Any]:
+    """Returns arrays broadcast to the shape that they have together; None as it is."""
+    (first, array), *others = values.items()
+    shape = array.shape
+    for argument, value in others:
+        try:
+            shape = shape if value is None else jnp.broadcast_shapes(shape, value.shape)
+        except ValueError:
+            raise ValueError(
+                f"{function}: {argument} must broadcast with {shape} (the shape of {first}), "
+                f"got {value.shape}"
+            ) from None
+    given = values.values()
+    return [a if a is None or a.shape == shape else jnp.broadcast_to(a, shape) for a in given]
+
+
+def booleans(function: str, argument: str, value: Any) -> Array | None:
+    """Returns a boolean array of any shape, or None."""
+    if value is None:
+        return None
+    given = array(function, argument, value)
+    _require_boolean(function, argument, given)
+    return given

@@ -1,0 +1,371 @@
+"""cross_entropy, and the rules of its parts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxsoft._core import class_ids, devices, programs, validation
+from jaxsoft._core.autodiff import jvp_from_vjp, valued
+from jaxsoft._core.axes import ClassAxis
+from jaxsoft._core.sizes import known
+from jaxsoft._functions.log_softmax import log_probabilities
+from jaxsoft._functions.logsumexp import log_normalizer
+from jaxsoft._functions.softmax import probabilities
+from jaxsoft._functions.token_loss import (
+    Reduction,
+    Smoothing,
+    check_reduction,
+    examples,
+    reduced,
+    token_loss,
+    weighted,
+)
+from jaxsoft._rows import statistics
+from jaxsoft._rows.jacobian_product import Vector, jacobian_product
+from jaxsoft._rows.logits import Logits, cap, compute_dtype, prepare
+from jaxsoft._rows.rowwise import from_statistics, rowwise
+from jaxsoft._rows.statistics import Row
+
+
+def cross_entropy(
+    logits: Shaped[ArrayLike, "..."],
+    labels: Shaped[ArrayLike, "..."],
+    axis: validation.Axis = -1,
+    where: Shaped[ArrayLike, "..."] | None = None,
+    *,
+    weights: Shaped[ArrayLike, "..."] | None = None,
+    label_smoothing: Shaped[ArrayLike, ""] = 0.0,
+    z_loss: Shaped[ArrayLike, ""] = 0.0,
+    ignore_index: int | None = None,
+    class_weights: Shaped[ArrayLike, " n"] | None = None,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    softcap: Shaped[ArrayLike, ""] | None = None,
+    reduction: Reduction = "none",
+    axis_name: validation.AxisName = None,
+) -> Float[Array, "..."]:
+    r"""Cross-entropy between softmax(logits) and labels, from the logits.
+
+        loss = Σ_j q_j (log Z + m - z_j) + ζ (log Z + m)²          Z = Σ_j exp(z_j - m)
+        z = c tanh(logits / c) / T
+        q_j = w_j ((1 - α) y_j + α / n)
+        mean: Σ_i weights_i loss_i / Σ_i weights_i          sum: Σ_i weights_i loss_i
+        ∂loss/∂z = p - y   (ζ = α = 0, w = 1), with 1 - p_y summed from the other classes
+
+    A confident example keeps its loss and its gradient where subtraction makes both exactly 0.
+    Reverse mode keeps the arguments and two numbers for each example.
+
+    Args:
+        logits: shape [..., n, ...]. Integers and booleans become the default float.
+        labels: class ids, an integer array of the shape of `logits` without the axis; or target
+            probabilities y, a floating array broadcastable to `logits`, whose rows need not sum
+            to 1. Differentiable in the latter.
+        axis: the axis of the classes; with several axes, ids count through them in order.
+        where: boolean mask of classes, broadcastable to `logits`; classes where it is False have
+            probability 0 and no target, whatever `labels` hold there. (To leave out examples, take
+            `weights` or `ignore_index`.)
+        weights: of the examples, 0 or more, broadcastable to the shape of the loss.
+        label_smoothing: α in [0, 1]; n counts the classes that are not masked.
+        z_loss: ζ ≥ 0, the weight of the squared logarithm of the partition function.
+        ignore_index: examples with this label have weight 0: loss 0 and gradient 0, whatever
+            `logits` hold there. Only for class ids. There is no default: -100, which others ignore
+            unasked, is a label that does not exist, and its loss NaN.
+        class_weights: w, shape [n]. They scale the losses; the mean divides by `weights` alone. The
+            weighted mean of PyTorch divides by the class weights of the labels as well: that is
+            `weights=class_weights[labels]` in place of `class_weights`, and with label smoothing
+            `reduction="sum"`, divided by `class_weights[labels].sum()`.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        softcap: c > 0; finite logits are replaced by c tanh(logits / c), before any mask. An
+            infinite c is no cap.
+        reduction: "none" for a loss for each example, times its weight; "sum"; or "mean", which
+            divides by the total weight of what is not ignored and is 0 if that is 0. (`.mean()` of
+            the losses would count the ignored ones.)
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. Labels are
+            ids among all classes, and alike on all devices, as the loss is; target probabilities
+            and `class_weights` are those of the classes here. Where labels differ between devices
+            the loss is NaN, if JAX does not know it before.
+
+    Returns:
+        The loss in nats, float32 or wider: with the shape of `logits` without the axis for "none",
+        else a scalar.
+
+    Raises:
+        TypeError: an argument is complex or not an array, class ids are not integers or target
+            probabilities not floating, `ignore_index` is no integer.
+        ValueError: labels or options of the wrong shape or out of their range; a label given as a
+            number that is outside [0, n) and not ignored; an unknown reduction.
+
+    Numerics:
+        The loss is within 6 + gap/2 eps of its value, the gradient within 8 + gap/2 in every
+        entry. A label outside [0, n) that is not ignored gives NaN, loss and gradient; it never
+        wraps. A label on a class of probability 0, masked or -inf, gives infinity. A target of 0
+        on a logit of -inf contributes 0. An entry of -inf has derivative 0. An example of weight 0
+        counts for nothing even if its logits are not finite or its label does not exist.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoft
+        >>> logits = jnp.array([20.0, 0.0, 0.0])
+        >>> print(f"{jaxsoft.cross_entropy(logits, 0):.4g}")
+        4.122e-09
+        >>> print(*(f"{d:.4g}" for d in jax.grad(jaxsoft.cross_entropy)(logits, 0)))
+        -4.122e-09 2.061e-09 2.061e-09
+        >>> labels = jnp.array([0, 2, -1])  # the last is padding
+        >>> batch = jnp.stack([logits, logits, logits])
+        >>> print(jaxsoft.cross_entropy(batch, labels, ignore_index=-1, reduction="mean"))
+        10.0
+
+    Source: Prieto et al. 2025, arXiv 2501.04697, for what happens in training without it.
+    """
+    name = "cross_entropy"
+    logits = validation.array(name, "logits", logits)
+    swapped = validation.is_discrete(logits)
+    logits = validation.floating(name, "logits", logits)
+    axes = validation.axes(name, axis, logits.ndim)
+    rows = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
+    check_reduction(name, reduction)
+    given = labels
+    labels, ignored = class_ids.labels(
+        name, labels, logits.shape, axes, ignore_index, swapped=swapped
+    )
+    of_classes = "the shape of the logits; it masks classes, weights or ignore_index examples"
+    where = validation.mask(name, where, logits.shape, of_classes)
+    n = math.prod(logits.shape[a] for a in axes)
+    class_weights = validation.per_class(
+        name, "class_weights", class_weights, n, "one weight per class"
+    )
+    if weights is not None:
+        weights = validation.non_negative(name, "weights", weights, rows, "the shape of the loss")
+    of_rows = {
+        "weights": weights,
+        "label_smoothing": validation.number_or_none(
+            name, "label_smoothing", label_smoothing, 0, 1
+        ),
+        "z_loss": validation.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        "temperature": validation.temperature(name, temperature, logits.shape, axes),
+        "softcap": validation.softcap(name, softcap),
+    }
+    alike = {**of_rows, "labels": labels} if validation.is_discrete(labels) else of_rows
+    mesh = validation.mesh(name, axis_name, **alike)
+    class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
+    return _cross_entropy(
+        logits,
+        labels,
+        where,
+        of_rows["temperature"],
+        weights,
+        class_weights,
+        of_rows["label_smoothing"],
+        of_rows["z_loss"],
+        of_rows["softcap"],
+        axes=axes,
+        mesh=mesh,
+        ignore_index=ignored,
+        reduction=reduction,
+    )
+
+
+def _places(ndim: int, *, reduction: Reduction, **along: Any) -> programs.Places:
+    return programs.rows(ndim, **along) if reduction == "none" else ()
+
+
+def _nothing(logits: Array, rows: tuple[int, ...], *, reduction: Reduction, **_: Any) -> Array:
+    dtype = compute_dtype(logits.dtype)
+    lost = jnp.full(rows, jnp.nan if known(lambda: math.prod(rows) > 0, True) else 0, dtype)
+    return reduced(lost, jnp.ones(rows, dtype), reduction)
+
+
+@rowwise(places=_places, empty=_nothing, static=("ignore_index", "reduction"))
+def _cross_entropy(
+    x: Array,
+    labels: Array,
+    where: Array | None,
+    temperature: Array | None,
+    weights: Array | None,
+    class_weights: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
+    softcap: Array | None,
+    axis: ClassAxis,
+    ignore_index: int | None,
+    reduction: Reduction,
+) -> Array:
+    dtype, mesh = compute_dtype(x.dtype), axis.mesh
+    weights, class_weights, label_smoothing, z_loss, softcap = (
+        None if option is None else jnp.asarray(option, dtype)
+        for option in (weights, class_weights, label_smoothing, z_loss, softcap)
+    )
+    ids, ignored = validation.is_discrete(labels), None
+    if ids:
+        alike = devices.agree(labels, mesh)
+        valid = (labels >= 0) & (labels < axis.count(x)) & alike
+        if ignore_index is not None:
+            ignored = (labels == ignore_index) & alike
+        place = axis.places(jnp.where(valid, labels, 0), x)
+    else:
+        if where is not None:  # what is masked has no target
+            labels = jnp.where(where, labels, 0)
+        valid = jnp.ones(_row_shape(x, axis), bool)
+    finite, factors = None, jnp.ones(valid.shape, dtype)
+    if weights is not None:
+        factors = weights
+        finite = _all(x < jnp.inf if where is None else (x < jnp.inf) | ~where, axis)
+        finite = finite if ids else finite & _all(jnp.isfinite(labels), axis)
+    counted = examples(factors, valid, ignored, finite)
+
+    def silenced(a: Array, value: int) -> Array:
+        """Without what ignored examples hold: a cotangent of 0 does not silence a NaN."""
+        if counted.ignored is None:
+            return a
+        return jnp.where(axis.expand(counted.ignored), value, a)
+
+    def logits() -> Logits:
+        z = silenced(x, 0)
+        if softcap is not None:
+            z = cap(z if where is None else jnp.where(where, z, 0), softcap)
+        scale = None if temperature is None else silenced(temperature, 1)
+        return prepare(z, axis, where, scale)
+
+    def losses(logits: Logits, row: Row) -> Array:
+        z = logits.z
+        of_classes = jnp.ones(z.shape[axis.position], dtype)
+        if class_weights is not None:
+            of_classes = class_weights
+        of_classes = jnp.expand_dims(of_classes, [a for a in range(z.ndim) if a != axis.position])
+        of_label = smoothing = log_partition = None
+        if ids:
+            label_loss = negative_log_likelihood(z, place, row, axis)
+            if class_weights is not None:
+                of_label = axis.take(jnp.broadcast_to(of_classes, z.shape), place)
+        else:
+            label_loss = expected(z, silenced(labels.astype(dtype), 0) * of_classes, row, axis)
+        if label_smoothing is not None:
+            target = jnp.broadcast_to(of_classes, z.shape)
+            n: Array | int = axis.count(z)
+            if where is not None:
+                target = jnp.where(where, target, 0)
+                n = jnp.maximum(axis.sum(where.astype(dtype)), 1)
+            spread = devices.joined(expected(z, target, row, axis), mesh)
+            smoothing = Smoothing(label_smoothing, n, spread)
+        if z_loss is not None:
+            log_partition = row.top + devices.joined(log_normalizer(z, row, axis), mesh)
+            if logits.shift is not None:
+                log_partition += logits.shift
+            # A row without a class has no partition function; its loss is infinite as it is.
+            log_partition = jnp.where(row.rest == -1, 0, log_partition)
+        label_loss = devices.joined(label_loss, mesh)
+        return token_loss(
+            label_loss, of_label, smoothing, z_loss, log_partition, valid, counted.ignored
+        )
+
+    _, out = from_statistics(losses, logits, axis)
+    if weights is not None:
+        out = weighted(counted.weights, out)
+    return reduced(out, counted.weights, reduction)
+
+
+def _row_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:
+    return x.shape[: axis.position] + x.shape[axis.position + 1 :]
+
+
+def _all(true: Array, axis: ClassAxis) -> Array:
+    """Whether it is true of all classes."""
+    return axis.sum((~true).astype(jnp.float32)) == 0
+
+
+# loss = (m - z_y) + log Z, both terms non-negative; z̄ = loss-bar · (p - e_y).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _negative_log_likelihood(z: Array, label: Array, row: Row, axis: ClassAxis) -> Array:
+    loss = (row.top - axis.take(z, label)) + row.log_normalizer
+    return devices.copied(loss, z, axis.mesh)
+
+
+negative_log_likelihood = jvp_from_vjp(_negative_log_likelihood)
+
+
+def _negative_log_likelihood_fwd(
+    z: Array, label: Array, row: Row, axis: ClassAxis
+) -> tuple[Array, Any]:
+    return negative_log_likelihood(z, label, row, axis), (z, label, row)
+
+
+def _negative_log_likelihood_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
+    z, label, row = residuals
+    return axis.expand(cotangent) * hard_residual(z, label, row, axis), None, None
+
+
+_negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_likelihood_bwd)
+
+
+# p - e_y, with expm1(-loss) = -(1 - p_y) at the label; its derivative is J, as that of p. An entry
+# of -inf is a constant, also at the label.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _hard_residual(z: Array, label: Array, row: Row, axis: ClassAxis) -> Array:
+    p = statistics.probabilities(z, None, row.normalizer, axis, z.dtype).classes
+    z_label = axis.take(z, label)
+    loss = (row.top - z_label) + row.log_normalizer
+    at_label = jnp.where(z_label == -jnp.inf, 0, jnp.expm1(-loss))
+    return jnp.where(axis.one_hot(label, z), axis.expand(at_label), p)
+
+
+hard_residual = jvp_from_vjp(_hard_residual)
+
+
+def _hard_residual_fwd(z: Array, label: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
+    return hard_residual(z, label, row, axis), (z, row)
+
+
+def _hard_residual_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p = probabilities(z, None, row.normalizer, axis, z.dtype)
+    return jacobian_product(p, Vector(cotangent, None), axis).classes, None, None
+
+
+_hard_residual.defvjp(_hard_residual_fwd, _hard_residual_bwd)
+
+
+# loss = Σ_j q_j ((m - z_j) + log Z), every term non-negative; with Q = Σ_j q_j,
+# z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. To keep the former exact for a
+# confident row it is put together as p_j (Σ_{i≠j} q_i) - q_j (1 - p_j), both from sums of others.
+def expected(z: Array, target: Array, row: Row, axis: ClassAxis) -> Array:
+    """Σ_j q_j l_j, by a target that is broadcast to the classes."""
+    target = devices.copied(jnp.broadcast_to(target, z.shape), z, axis.mesh)
+    return expected_loss(z, target, row, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _expected_loss(z: Array, target: Array, row: Row, axis: ClassAxis) -> Array:
+    losses = (axis.expand(row.top) - z) + axis.expand(row.log_normalizer)
+    return devices.copied(axis.sum(jnp.where(target == 0, 0, target * losses)), z, axis.mesh)
+
+
+expected_loss = jvp_from_vjp(_expected_loss)
+
+
+def _expected_loss_fwd(z: Array, target: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
+    return expected_loss(z, target, row, axis), (z, target, row)
+
+
+def _expected_loss_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
+    z, target, row = residuals
+    p = probabilities(z, None, row.normalizer, axis, z.dtype).classes
+    absent = (z == -jnp.inf) & (target == 0)
+    target = jnp.where(absent, 0, target)  # a constant: it contributes 0
+    total = axis.expand(axis.sum(target))
+    large = 2 * target > total
+    small_total = axis.expand(axis.sum(jnp.where(large, 0, target)))
+    others = jnp.where(large, small_total, total - target)
+    rest = axis.expand(devices.copied(row.rest / row.normalizer.divisor, p, axis.mesh))
+    complement = valued(1 - p, jnp.where(p > 0.5, rest, 1 - p))
+    cotangent = axis.expand(cotangent)
+    z_bar = cotangent * (p * others - target * complement)
+    log_p = log_probabilities(z, None, row, axis)
+    target_bar = -cotangent * jnp.where(absent, 0, log_p)
+    return jnp.where(z == -jnp.inf, 0, z_bar), target_bar, None
+
+
+_expected_loss.defvjp(_expected_loss_fwd, _expected_loss_bwd)

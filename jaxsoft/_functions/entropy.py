@@ -1,0 +1,111 @@
+"""entropy and its rule."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxsoft._core import devices, programs, validation
+from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.axes import ClassAxis
+from jaxsoft._functions.softmax import probabilities
+from jaxsoft._rows import statistics
+from jaxsoft._rows.jacobian_product import Vector, jacobian_product
+from jaxsoft._rows.logits import compute_dtype, prepare
+from jaxsoft._rows.rowwise import from_statistics, rowwise
+from jaxsoft._rows.statistics import Row
+
+
+def entropy(
+    x: Shaped[ArrayLike, "..."],
+    axis: validation.Axis = -1,
+    where: Shaped[ArrayLike, "..."] | None = None,
+    *,
+    temperature: Shaped[ArrayLike, "..."] = 1.0,
+    axis_name: validation.AxisName = None,
+) -> Float[Array, "..."]:
+    r"""The entropy of softmax(x), in nats, from the logits.
+
+        H = -Σ_j p_j log p_j = log1p(Σ_{j≠k} exp(z_j - m)) + Σ_j p_j (m - z_j),  z = x / T
+        ∂H/∂x = -J (z - m) / T
+
+    Both terms of H are non-negative: nothing cancels, and the entropy of a confident row keeps
+    its last bits.
+
+    Args:
+        x: logits, shape [..., n, ...]. Integers and booleans become the default float.
+        axis: the axis of the classes, a tuple of axes, or None for all of them.
+        where: boolean mask, broadcastable to `x`; classes where it is False do not count.
+        temperature: T > 0, a number or one value per row; as in `softmax`.
+        axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. The result
+            is alike on their devices.
+
+    Returns:
+        The entropy in nats, with the shape of `x` without the axis, in float32 or wider: a
+        statistic of 16-bit logits needs more digits than they have.
+
+    Raises:
+        TypeError, ValueError: as `softmax`.
+
+    Numerics:
+        A row that is masked or -inf throughout has entropy 0 and derivative 0. A class of
+        probability 0 contributes 0, however far below the maximum it lies.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoft
+        >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
+        1.742e-16
+    """
+    (*args, _), along = validation.rows("entropy", x, axis, where, temperature, None, axis_name)
+    return _entropy(*args, **along)
+
+
+def _nothing(x: Array, rows: tuple[int, ...]) -> Array:
+    return jnp.zeros(rows, compute_dtype(x.dtype))
+
+
+@rowwise(places=programs.rows, empty=_nothing)
+def _entropy(x: Array, where: Array | None, temperature: Array | None, axis: ClassAxis) -> Array:
+    _, out = from_statistics(
+        lambda logits, row: row_entropy(logits.z, row, axis),
+        functools.partial(prepare, x, axis, where, temperature),
+        axis,
+    )
+    return devices.joined(out, axis.mesh)
+
+
+# ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
+# entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _row_entropy(z: Array, row: Row, axis: ClassAxis) -> Array:
+    p = statistics.probabilities(z, None, row.normalizer, axis, z.dtype).classes
+    mean_gap = axis.sum(p * _gaps(z, p, row, axis))
+    return devices.copied(row.log_normalizer + mean_gap, z, axis.mesh)
+
+
+row_entropy = jvp_from_vjp(_row_entropy)
+
+
+def _row_entropy_fwd(z: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
+    return row_entropy(z, row, axis), (z, row)
+
+
+def _row_entropy_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
+    z, row = residuals
+    p = probabilities(z, None, row.normalizer, axis, z.dtype)
+    gaps = _gaps(z, p.classes, row, axis)
+    slope = jacobian_product(p, Vector(gaps, None), axis).classes
+    return axis.expand(cotangent) * slope, None
+
+
+_row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
+
+
+def _gaps(z: Array, p: Array, row: Row, axis: ClassAxis) -> Array:
+    """m - z, the distance to the maximum; 0 for a class of probability 0, which has no weight."""
+    top = axis.expand(row.top)
+    return top - jnp.where(p == 0, top, z)

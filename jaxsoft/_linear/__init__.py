@@ -1,0 +1,1 @@
+"""Losses of x @ w in chunks of tokens and classes, which never hold the logits."""

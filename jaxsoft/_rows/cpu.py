@@ -1,0 +1,180 @@
+"""What XLA:CPU compiles better in a form of its own.
+
+Measured with jax 0.10.2 on two cores; `make bench` measures the quantities that are named here.
+"""
+
+import functools
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, DTypeLike
+
+from jaxsoft._core.axes import ClassAxis, one_hot
+from jaxsoft._core.sizes import known
+from jaxsoft._rows import jacobian_product, statistics
+from jaxsoft._rows.jacobian_product import Probabilities, Vector, of_present
+from jaxsoft._rows.statistics import Row, RowLogits, from_sums
+
+_LONG = 4096  # entries: a row with more of them is long
+_VERY_LONG = 2**15  # the length of a row that is better summed in chunks, however narrow
+_SHORT = 16  # the length of a short row
+_MANY = 4096  # rows: XLA:CPU does not fuse reductions with fewer results than this
+_CACHE = 2**25  # bytes
+_SMALL = 2**16  # entries: the time of a loop over so few does not count
+_FEW = 8  # classes, up to which pairs are faster than sums in every type
+_FEW_IN_FLOAT32 = 16  # likewise: there pairs take 0.6 of the time, in bfloat16 1.4
+
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+def row_statistics(logits: RowLogits, *, axis: ClassAxis) -> Row:
+    """The statistics, by two sums that XLA:CPU fuses or that share what they read."""
+    z, top, _, narrow = logits
+    at = axis.position
+    n, rows = z.shape[at], z.size // z.shape[at]
+    if narrow is not None and _is_apart(narrow, at):
+        sums = _sums_of_narrow(narrow, top, z.dtype)
+    else:
+        few = known(lambda: 1 < rows < _MANY, False)
+        long = known(lambda: n > _LONG or (few and z.nbytes >= _CACHE), False)
+        chunks = _chunk_count(n) if long else 1
+        sums = _sums_of_chunks(z, top, at, chunks) if chunks > 1 else _sums(z, top, at)
+    # Without the barrier XLA:CPU copies the sums into each use that is made of them.
+    return from_sums(logits, *lax.optimization_barrier(sums))
+
+
+def _sums(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
+    """Σ exp(z - m) without the maxima, and their number."""
+    n, rows = z.shape[axis], z.size // z.shape[axis]
+    exponentials = jnp.exp(z - jnp.expand_dims(top, axis))
+    below, ones = _parts(exponentials)
+    if known(lambda: n <= _SHORT and (rows < _MANY or rows % 2 == 0), False):
+        # XLA:CPU's loop for one sum is made for long rows; two sums at once go another way, but
+        # not on several cores if many rows cannot be halved.
+        zero = jnp.zeros((), z.dtype)
+        add = lambda a, b: (a[0] + b[0], a[1] + b[1])
+        below, ties = lax.reduce((below, ones), (zero, zero), add, (axis,))
+        return below, ties
+    if known(lambda: 1 < rows < _MANY, False) or axis < z.ndim - 1:
+        # Where XLA:CPU emits two loops, summing exp and exp - floor(exp) shares their input. The
+        # difference is a whole number up to a rounding that matters only beside millions of terms.
+        below = jnp.sum(below, axis)
+        return below, jnp.round(jnp.sum(exponentials, axis) - below)
+    return _sum(below, axis), _sum(ones, axis)
+
+
+# Split only the chunk with the largest sum. If the maximum lies elsewhere, the others total at
+# least 1, so that the final - 1 cannot cancel.
+def _sums_of_chunks(z: Array, top: Array, axis: int, chunks: int) -> tuple[Array, Array]:
+    z = z.reshape(*z.shape[:axis], chunks, z.shape[axis] // chunks, *z.shape[axis + 1 :])
+    sums = jnp.sum(jnp.exp(z - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
+    largest = jnp.argmax(sums, axis)
+    others = jnp.sum(jnp.where(one_hot(largest, sums.shape, axis), 0, sums), axis)
+    index = jnp.expand_dims(largest, (axis, axis + 1))
+    near = jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
+    below, ties = _sums(near, top, axis)
+    return others + below, ties
+
+
+def _is_apart(x: Array, axis: int) -> bool:
+    """Whether the two sums of 16-bit logits are better off without each other."""
+    large = known(lambda: 2 * x.nbytes >= _CACHE and _LONG <= x.shape[axis] <= _VERY_LONG, False)
+    return large and x.dtype == jnp.bfloat16 and axis == x.ndim - 1
+
+
+# Of long rows in bfloat16 XLA:CPU fuses a single sum with its reading of them, but for two sums it
+# materialises them in float32. So each has the logits and the maximum as if they were its own: XLA
+# joins nothing across a selection by what is finite.
+def _sums_of_narrow(x: Array, top: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+    def exponentials(x: Array, earlier: Array) -> Array:
+        own_top = jnp.where(jnp.isfinite(earlier), top, 0)
+        return jnp.exp(x.astype(dtype) - jnp.expand_dims(own_top, -1))
+
+    terms, _ = _parts(exponentials(lax.optimization_barrier(x), top))
+    x, below = lax.optimization_barrier((x, jnp.sum(terms, -1)))
+    return below, jnp.round(jnp.sum(exponentials(x, below), -1) - below)
+
+
+# XLA:CPU fuses both sums of many rows into one loop if it knows where they start. A literal 0 is
+# shared with the rest of the program and becomes a parameter of the fusion; -0 is as neutral, and
+# hardly ever elsewhere.
+def _sum(terms: Array, axis: int) -> Array:
+    return lax.reduce(terms, jnp.asarray(-0.0, terms.dtype), lax.add, (axis,))
+
+
+def _parts(exponentials: Array) -> tuple[Array, Array]:
+    """The exponentials below 1, with 0 in place of the others, and 1 for each of these."""
+    ones = jnp.floor(exponentials)
+    return exponentials - ones, ones
+
+
+@functools.cache
+def _chunk_count(n: int) -> int:
+    """Into how many equal chunks a row of n is summed: near √n, if n has such a divisor.
+
+    Then the sums that are looked through are as many as the entries that are read twice.
+    """
+    divisors = [k for k in range(8, 1025) if n % k == 0]
+    return min(divisors, key=lambda k: max(k / math.sqrt(n), math.sqrt(n) / k), default=1)
+
+
+statistics.STATISTICS.lower(row_statistics, "cpu")
+
+
+# ----------------------------------------------------------------------- products with Jacobians
+
+
+def product(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+    """J v, of few classes by pairs, and of large arrays without a selection."""
+    classes = p.classes
+    if known(lambda: classes.size <= _SMALL, False) or p.sink is not None:
+        return jacobian_product.portable(p, v, axis=axis)
+    if _are_few(classes, axis):
+        wide = classes.astype(v.classes.dtype)
+        return Vector(wide * _lead(wide, of_present(classes, v.classes), axis.position), None)
+    # XLA:CPU does not fuse the selection into sums: 1.1 to 2.7 times the time.
+    total = jacobian_product.total
+    return jacobian_product.product(p, v, axis, total=total, present=lambda _, v: v)
+
+
+jacobian_product.PRODUCT.lower(product, "cpu")
+jacobian_product.PRODUCT_OF_FREE.lower(product, "cpu")
+
+
+def _are_few(p: Array, axis: ClassAxis) -> bool:
+    limit = _FEW_IN_FLOAT32 if p.dtype.itemsize >= 4 else _FEW
+    return known(lambda: p.shape[axis.position] <= limit, False)
+
+
+# Each class sums over all others for itself: n times the arithmetic of one sum for the row, but a
+# single loop over memory, where XLA:CPU's loops for sums are made for long rows. The class itself
+# is left out by selection, since XLA may compute an array twice, with other roundings: then
+# v_i - v_i is not 0.
+def _lead(p: Array, v: Array, axis: int) -> Array:
+    """Σ_{j≠i} p_j (v_i - v_j) for every class i."""
+    (_, p_j), (v_i, v_j) = _pair(p, axis), _pair(v, axis)
+    return _total_over_others(p_j * (v_i - v_j), axis)
+
+
+def _pair(a: Array, axis: int) -> tuple[Array, Array]:
+    """a_i and a_j, to be broadcast to tables [..., j, i, ...]."""
+    return jnp.expand_dims(a, axis), jnp.expand_dims(a, axis + 1)
+
+
+def _total_over_others(table: Array, axis: int) -> Array:
+    """The sum over j without i."""
+    n = table.shape[axis]
+    own = jnp.expand_dims(jnp.eye(n, dtype=bool), range(2, table.ndim - axis))
+    table = jnp.where(own, 0, table)
+    if n > _FEW:
+        # A sum that XLA knows for one would get a loop for long rows.
+        return lax.reduce(table, jnp.zeros((), table.dtype), lambda a, b: a - (-b), (axis,))
+    left_over = []
+    while (n := table.shape[axis]) > 1:
+        if n % 2:
+            left_over.append(lax.slice_in_dim(table, n - 1, n, axis=axis))
+        first, second = (lax.slice_in_dim(table, k, k + n // 2, axis=axis) for k in (0, n // 2))
+        table = first + second
+    return functools.reduce(jnp.add, left_over, table).squeeze(axis)
