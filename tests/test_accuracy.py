@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
+from jaxsoft._rows import cpu
 from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, EPS, Exact, rows
 
@@ -167,8 +168,8 @@ def test_however_many_rows_there_are(dtype, repeats, large, monkeypatch):
     names = ("random n=1000", "all tied", "saturated n=1000")
     exact = [exact_row(dtype, name) for name in names if name in rows(dtype)]
     if large:
-        monkeypatch.setattr(_rows, "_CACHE", 0)
-        monkeypatch.setattr(_rows, "LONG", 0)
+        monkeypatch.setattr(cpu, "_CACHE", 0)
+        monkeypatch.setattr(cpu, "_LONG", 0)
     statistics_within_the_contract(exact, repeats, dtype)
 
 

@@ -26,36 +26,22 @@ OPTIONAL = {
     "lineax": {"lineax"},
     "plot": {"matplotlib"},
 }
-# A module imports from its own layer and those above it here; "" is `jaxsoft/__init__.py`. Modules
-# that do not exist yet have their place already.
-LAYERS = (
-    ("_sizes",),
-    ("_autodiff", "_double_word"),
-    ("_sharding",),
-    ("_mesh",),
-    ("_checks", "_reduction"),
-    ("_labels",),
-    ("_axes", "_logits"),
-    ("_rows", "_pairs"),
-    ("_softmax",),
-    ("_products", "_logarithms", "_logsumexp"),
-    ("_simplex", "_inverse", "_factors", "_spectrum", "_eigenvalues"),
-    ("_stack",),
-    ("_matrix",),
-    ("_jacobian",),
-    ("_softmax_jacobian",),
-    ("_losses", "_information"),
-    ("_online", "_chunks", "_linear_cross_entropy"),
+# A module imports from its own storey and those before it here; "" is `jaxsoft/__init__.py`.
+STOREYS = (
+    ("_core",),
+    ("_rows",),
+    ("_functions",),
+    ("_linear", "_simplex"),
     ("",),
-    ("_analysis", "_testing"),
-    ("testing", "analysis", "lineax", "plot"),
+    ("analysis", "testing"),
+    ("lineax", "plot"),
     ("_demo",),
     ("__main__",),
 )
 
 
 def parsed(package):
-    """The syntax trees of all modules by their names within the package, as in `LAYERS`."""
+    """The syntax trees of all modules by their names within the package, as in `STOREYS`."""
     paths = {
         path.relative_to(package).with_suffix("").parts: path for path in package.rglob("*.py")
     }
@@ -231,14 +217,15 @@ def root(module):
     return module.partition(".")[0]
 
 
-def layer(module):
-    (found,) = (i for i, names in enumerate(LAYERS) if root(module) in names)
+def storey(module):
+    (found,) = (i for i, names in enumerate(STOREYS) if root(module) in names)
     return found
 
 
-def test_every_module_has_its_layer():
-    assert {root(module) for module in MODULES} <= {name for names in LAYERS for name in names}
-    assert edges()["_losses"] >= {"_rows", "_softmax"}  # what follows has something to find
+def test_every_module_has_its_storey():
+    assert {root(module) for module in MODULES} == {name for names in STOREYS for name in names}
+    # What follows has something to find.
+    assert edges()["_functions.cross_entropy"] >= {"_rows.statistics", "_functions.softmax"}
 
 
 def test_imports_go_one_way():
@@ -246,7 +233,8 @@ def test_imports_go_one_way():
         f"{module} imports {target}"
         for module, targets in edges().items()
         for target in targets
-        if layer(target) > layer(module)
+        if storey(target) > storey(module)
+        or (storey(target) == storey(module) and root(target) != root(module))
     ]
     assert upwards == []
 
@@ -302,6 +290,66 @@ def test_importing_jaxsoft_imports_nothing_but_what_it_requires():
     assert new >= set(names)
     assert {root(module) for module in new} - sys.stdlib_module_names == {"jaxsoft"}
     assert not any(module.startswith("jaxsoft._demo") for module in new)
+
+
+# --------------------------------------------------------------------------- where things stand
+
+# What a platform does differently, in words of the code.
+OF_PLATFORMS = (
+    r"\b(cpu|gpu|cuda|rocm|tpu|platform_dependent|default_backend|optimization_barrier)\b"
+)
+OF_DEVICES = r"\b(psum|pmax|pmin|all_gather|ppermute|all_to_all|axis_index)\b"
+
+
+def code(module):
+    """The code of a module without comments and docstrings."""
+    tree = ast.parse(ast.unparse(MODULES[module]))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text is not None:
+                node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def places_of(words):
+    """The modules of the library with one of the words in their code."""
+    library = [m for m in MODULES if root(m) not in {"_demo", "__main__"}]
+    return {module for module in library if re.search(words, code(module))}
+
+
+def test_platforms_have_a_place():
+    # The last one picks the sizes of chunks; the first sets the forms, and the second takes them.
+    assert places_of(OF_PLATFORMS) == {
+        "_rows",
+        "_rows.cpu",
+        "_rows.gpu",
+        "_linear.linear_cross_entropy",
+    }
+
+
+def test_exchange_between_devices_has_a_place():
+    assert places_of(OF_DEVICES) == {"_core.devices"}
+
+
+def test_no_module_is_long():
+    long = {
+        module
+        for module in MODULES
+        if len((PACKAGE / path_of(module)).read_text().splitlines()) > 300
+    }
+    assert long == LONG
+
+
+def path_of(module):
+    path = Path(*module.split(".")) if module else Path()
+    return path / "__init__.py" if (PACKAGE / path).is_dir() else path.with_suffix(".py")
+
+
+def test_no_two_modules_have_nearly_one_name():
+    names = [module.rpartition(".")[2] for module in MODULES if not module.startswith("_demo")]
+    plain = [name.strip("_").removesuffix("s") for name in names]
+    assert sorted(name for name in set(plain) if plain.count(name) > 1) == []
 
 
 # ------------------------------------------------------------- what is distributed and installed

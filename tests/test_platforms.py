@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsoft._rows.statistics import _united, _with_sink, in_one_pass
 
 import jaxsoft
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._functions import softmax
+from jaxsoft._core.primitives import Linear
+from jaxsoft._rows import cpu, gpu, jacobian_product, statistics
+from jaxsoft._rows.jacobian_product import Probabilities, Vector
+from jaxsoft._rows.statistics import RowLogits, united
 from jaxsoft.testing import error_in_eps
 from tests.exact import Exact, rows
 
@@ -35,21 +37,34 @@ def folded_statistics(z):
     """The statistics as a GPU takes them: 16 entries one after another, and the sums by pairs."""
     columns = -(-z.size // 16)
     z = jnp.pad(z, (0, 16 * columns - z.size), constant_values=-jnp.inf).reshape(16, columns)
-    parts = tuple(in_one_pass(z, 0))
-    while parts[0].size > 1:
-        half = parts[0].size // 2
+    parts = in_one_pass(z)
+    while parts.top.size > 1:
+        half = parts.top.size // 2
         left, right, odd = (
-            [a[i] for a in parts] for i in (np.s_[:half], np.s_[half : 2 * half], np.s_[2 * half :])
+            jax.tree.map(lambda a, i=i: a[i], parts)
+            for i in (np.s_[:half], np.s_[half : 2 * half], np.s_[2 * half :])
         )
-        united = _united(tuple(left), tuple(right))
-        parts = tuple(jnp.concatenate(pair) for pair in zip(united, odd, strict=True))
+        parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), united(left, right), odd)
     return [a[0] for a in parts]
 
 
+def in_one_pass(z, sink=None):
+    """The statistics of columns."""
+    top = jnp.max(z, 0)
+    return gpu.row_statistics(RowLogits(z, top, sink, None), axis=ClassAxis(0))
+
+
+@jax.jit
+def portable_statistics(z):
+    row = RowLogits(z, jnp.maximum(jnp.max(z), jnp.finfo(z.dtype).min), None, None)
+    return statistics.portable(row, axis=ClassAxis(0))
+
+
+@pytest.mark.parametrize("form", [folded_statistics, portable_statistics])
 @pytest.mark.parametrize(("dtype", "name"), TABLE)
-def test_statistics_in_one_pass(dtype, name):
+def test_statistics(form, dtype, name):
     exact = Exact(TABLE[dtype, name])
-    top, rest = folded_statistics(exact.row)
+    top, rest = form(exact.row)
     assert float(top) == float(exact.top)
     others = exact.total - 1
     if others == 0:
@@ -72,7 +87,7 @@ def test_statistics_in_one_pass(dtype, name):
 )
 def test_statistics_of_rows_at_the_edges(row, top, rest):
     for order in (row, row[::-1]):
-        found = in_one_pass(jnp.asarray(order, jnp.float32), 0)
+        found = in_one_pass(jnp.asarray(order, jnp.float32))
         np.testing.assert_array_equal(found.top, np.float32(top))
         np.testing.assert_array_equal(found.rest, np.float32(rest))
 
@@ -81,8 +96,7 @@ def test_statistics_of_rows_at_the_edges(row, top, rest):
 @pytest.mark.parametrize("row", [[1.0, 2.0, -1.0], [-INF, -INF, -INF], [20.0, -INF, 0.0]])
 def test_a_sink_is_one_more_entry(row, sink):
     row, sink = jnp.asarray(row, jnp.float32), jnp.asarray(sink, jnp.float32)
-    with_sink = _with_sink(in_one_pass(row, 0), sink)
-    longer = in_one_pass(jnp.append(row, sink), 0)
+    with_sink, longer = in_one_pass(row, sink), in_one_pass(jnp.append(row, sink))
     np.testing.assert_array_equal(with_sink, longer)
 
 
@@ -103,27 +117,24 @@ def test_other_platforms_read_the_logits_once():
 # ------------------------------------------------------------------------ products with Jacobians
 
 
-# A form of J v, and the rows for which it is meant.
-FORMS = {"one kernel": 16_384, "pairs": 16}
-
-
-@pytest.fixture(params=FORMS)
-def form(request, monkeypatch):
-    if request.param == "one kernel":
-        monkeypatch.setattr(_softmax, "_sum", softmax._sum_in_one_kernel)
-    else:
-        monkeypatch.setattr(_softmax, "is_small", lambda _: False)
-    return request.param
+# A form of J v, and the longest row for which it is meant.
+FORMS = {"portable": 16_384, "gpu": 16_384, "cpu": 16}
 
 
 @functools.cache
 def products(form):
-    """J v as `jvp_from_vjp` takes it in reverse and in forward mode, compiled once a form."""
+    """J v as a platform computes it, and as it is transposed, compiled once a form."""
+    lowered = {"portable": jacobian_product.portable, "gpu": gpu.product, "cpu": cpu.product}[form]
+    linear = Linear(f"product_for_{form}", lowered, lambda _, v: v)
+    linear.transpose_to(linear)
 
     def product(row, v):
         p = jaxsoft.softmax(row)
-        spread = softmax.undominated(jnp.max(p, 0))
-        return softmax.jacobian_product(p, v, ClassAxis(0), spread)[0]
+        # A CPU has a form of its own for large arrays.
+        rows = 2**16 // row.size + 1
+        p, v = (jnp.broadcast_to(a, (rows, *a.shape)) for a in (p, v))
+        of_rows = Probabilities(p, None, jacobian_product.flatness(jnp.max(p, 1)))
+        return linear(of_rows, Vector(v, None), axis=ClassAxis(1)).classes[0]
 
     def transposed(row, v):
         return jax.linear_transpose(functools.partial(product, row), v)(v)[0]
@@ -131,6 +142,7 @@ def products(form):
     return jax.jit(product), jax.jit(transposed)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [name for dtype, name in TABLE if dtype == "float32"])
 def test_product_with_the_jacobian(form, name):
     dtype, row = "float32", TABLE["float32", name]

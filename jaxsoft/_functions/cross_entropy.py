@@ -23,6 +23,7 @@ from jaxsoft._functions.token_loss import (
     check_reduction,
     examples,
     reduced,
+    spoiled,
     token_loss,
     weighted,
 )
@@ -199,7 +200,7 @@ def _cross_entropy(
         None if option is None else jnp.asarray(option, dtype)
         for option in (weights, class_weights, label_smoothing, z_loss, softcap)
     )
-    ids, ignored = validation.is_discrete(labels), None
+    ids, ignored, place = validation.is_discrete(labels), None, None
     if ids:
         alike = devices.agree(labels, mesh)
         valid = (labels >= 0) & (labels < axis.count(x)) & alike
@@ -231,13 +232,13 @@ def _cross_entropy(
         return prepare(z, axis, where, scale)
 
     def losses(logits: Logits, row: Row) -> Array:
-        z = logits.z
+        z, row = logits.z, row._replace(rest=spoiled(row.rest, valid, counted.ignored))
         of_classes = jnp.ones(z.shape[axis.position], dtype)
         if class_weights is not None:
             of_classes = class_weights
         of_classes = jnp.expand_dims(of_classes, [a for a in range(z.ndim) if a != axis.position])
         of_label = smoothing = log_partition = None
-        if ids:
+        if place is not None:
             label_loss = negative_log_likelihood(z, place, row, axis)
             if class_weights is not None:
                 of_label = axis.take(jnp.broadcast_to(of_classes, z.shape), place)
@@ -258,11 +259,9 @@ def _cross_entropy(
             # A row without a class has no partition function; its loss is infinite as it is.
             log_partition = jnp.where(row.rest == -1, 0, log_partition)
         label_loss = devices.joined(label_loss, mesh)
-        return token_loss(
-            label_loss, of_label, smoothing, z_loss, log_partition, valid, counted.ignored
-        )
+        return token_loss(label_loss, of_label, smoothing, z_loss, log_partition, counted.ignored)
 
-    _, out = from_statistics(losses, logits, axis)
+    _, out = from_statistics(losses, logits, axis, label=place)
     if weights is not None:
         out = weighted(counted.weights, out)
     return reduced(out, counted.weights, reduction)
@@ -305,11 +304,12 @@ _negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_like
 # of -inf is a constant, also at the label.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _hard_residual(z: Array, label: Array, row: Row, axis: ClassAxis) -> Array:
-    p = statistics.probabilities(z, None, row.normalizer, axis, z.dtype).classes
+    others = statistics.other_exponentials(z, row, label, axis)
+    others /= axis.expand(row.normalizer.divisor)
     z_label = axis.take(z, label)
     loss = (row.top - z_label) + row.log_normalizer
     at_label = jnp.where(z_label == -jnp.inf, 0, jnp.expm1(-loss))
-    return jnp.where(axis.one_hot(label, z), axis.expand(at_label), p)
+    return jnp.where(axis.one_hot(label, z), axis.expand(at_label), others)
 
 
 hard_residual = jvp_from_vjp(_hard_residual)

@@ -75,7 +75,7 @@ def _log_softmax(
         return rounded(log_p if where is None else jnp.where(where, log_p, -jnp.inf), x.dtype)
 
     logits = functools.partial(prepare, x, axis, where, temperature, sink)
-    return from_statistics(logarithms, logits, axis)[1]
+    return from_statistics(logarithms, logits, axis, prevent_cse=True)[1]
 
 
 # y = (z - m) - log Z, and z̄ = ȳ - p Σ_j ȳ_j. An entry of -inf is a constant: its cotangent counts

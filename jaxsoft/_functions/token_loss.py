@@ -33,6 +33,15 @@ class Examples(NamedTuple):
     ignored: Bool[Array, "..."] | None
 
 
+def spoiled(
+    statistic: Float[Array, "..."],
+    valid: Bool[Array, "..."],
+    ignored: Bool[Array, "..."] | None,
+) -> Float[Array, "..."]:
+    """A statistic, but NaN for a label that does not exist: then so are its loss and gradient."""
+    return nan_unless(valid if ignored is None else valid | ignored, statistic)
+
+
 def examples(
     weights: Float[Array, "..."],
     valid: Bool[Array, "..."],
@@ -77,7 +86,6 @@ def token_loss(
     smoothing: Smoothing | None,
     z_loss: Float[Array, ""] | None,
     log_partition: Float[Array, "..."] | None,
-    valid: Bool[Array, "..."],
     ignored: Bool[Array, "..."] | None,
 ) -> Float[Array, "..."]:
     """The loss of each example.
@@ -88,7 +96,6 @@ def token_loss(
         smoothing: None for α = 0.
         z_loss: ζ, None for 0.
         log_partition: log Z + m, with z_loss.
-        valid: whether the label exists; the loss is NaN where it does not.
         ignored: where the loss is 0 whatever the rest is; None for nowhere.
     """
     out, weight = label_loss, class_weight
@@ -101,8 +108,6 @@ def token_loss(
         out = weighted(weight, out)
     if z_loss is not None and log_partition is not None:
         out += z_loss * log_partition**2
-    # By multiplication, for the gradient of a label that does not exist is NaN as well.
-    out *= nan_unless(valid if ignored is None else valid | ignored, jnp.ones_like(out))
     return out if ignored is None else jnp.where(ignored, 0, out)
 
 

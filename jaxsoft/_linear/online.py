@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsoft._core import devices
 from jaxsoft._core.axes import ClassAxis, one_hot, take
 from jaxsoft._core.devices import Mesh
-from jaxsoft._functions.token_loss import Smoothing, token_loss
+from jaxsoft._functions.token_loss import Smoothing, spoiled, token_loss
 from jaxsoft._rows.logits import cap, centred, compute_dtype, maximum, scaled
 
 
@@ -214,6 +214,7 @@ def loss(
     """The loss of each token among n classes."""
     top, (others, label, weight, spread, total) = statistics
     temperature = tokens.temperature
+    others = spoiled(others, tokens.valid, tokens.ignored)
     label = jnp.where(label == -jnp.inf, -jnp.inf, label)  # a constant
     gap = _gap(label, top, temperature)
     own = jnp.exp(gap)
@@ -231,9 +232,7 @@ def loss(
     if options.z_loss is not None:
         shift = top if temperature is None else scaled(top, temperature)
         log_partition = jnp.where(empty, 0, log_normalizer + shift)
-    return token_loss(
-        out, weight, smoothing, options.z_loss, log_partition, tokens.valid, tokens.ignored
-    )
+    return token_loss(out, weight, smoothing, options.z_loss, log_partition, tokens.ignored)
 
 
 def _gap(u: Array, top: Array, temperature: Array | None) -> Array:

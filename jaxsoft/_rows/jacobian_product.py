@@ -165,7 +165,7 @@ def _without_sum(p: Probabilities, y: Vector, axis: ClassAxis) -> list[Array]:
     """y - w Σy: what a class above 1/2 has becomes minus the sum of the others."""
     ps, ys = _entries(p.classes, p.sink, axis), _entries(*y, axis)
     excess = total(ys, axis)
-    return [y - w * excess for y, w in zip(ys, anchor(ps, axis.expand(p.flat)), strict=True)]
+    return [y - lax.stop_gradient(jnp.ceil(q - 0.5)) * excess for y, q in zip(ys, ps, strict=True)]
 
 
 def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> Vector:
@@ -176,24 +176,28 @@ def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> V
     if axis.mesh is None:
         return PULLBACK(p, Vector(y, None), axis=axis)
     p = p._replace(flat=devices.copied(p.flat, p.classes, axis.mesh))
-    z = _pullback(p, Vector(y, None), axis=axis)
+    z = portable_log_pullback(p, Vector(y, None), axis=axis)
     return z._replace(sink=devices.shares(z.sink, p.classes, axis.mesh))
 
 
-def _pullback(p: Probabilities, y: Vector, *, axis: ClassAxis) -> Vector:
-    ps = _entries(p.classes, p.sink, axis)
+def portable_log_pullback(p: Probabilities, y: Vector, *, axis: ClassAxis) -> Vector:
+    """The same as every platform can compute it."""
     of_y = total([y.classes], axis)
-    of_classes, *of_sink = (-q * of_y for q in ps)
-    z = _vector([y.classes + of_classes, *of_sink], axis)
-    return _vector(_without_sum(p, z, axis), axis)
+    q, *q_sink = _entries(p.classes, p.sink, axis)
+    zs = [y.classes - q * of_y, *(-q * of_y for q in q_sink)]
+    return _vector(_without_sum(p, _vector(zs, axis), axis), axis)
 
 
-def _pushforward(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+def portable_log_pushforward(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+    """v - ⟨p, v⟩ as every platform can compute it."""
     ps, vs = _entries(p.classes, p.sink, axis), _entries(*v, axis)
-    us = centred(ps, vs, anchor(ps, axis.expand(p.flat)), axis, total)
-    return Vector(us[0], None)
+    return Vector(centred(ps, vs, anchor(ps, axis.expand(p.flat)), axis, total)[0], None)
 
 
-PULLBACK = Linear("log_softmax_pullback", _pullback, lambda p, y: Vector(y.classes, p.sink))
-PUSHFORWARD = Linear("log_softmax_pushforward", _pushforward, lambda _, v: Vector(v.classes, None))
+PULLBACK = Linear(
+    "log_softmax_pullback", portable_log_pullback, lambda p, y: Vector(y.classes, p.sink)
+)
+PUSHFORWARD = Linear(
+    "log_softmax_pushforward", portable_log_pushforward, lambda _, v: Vector(v.classes, None)
+)
 PULLBACK.transpose_to(PUSHFORWARD)

@@ -205,9 +205,9 @@ def _ratio(x: Array, c: Array) -> Array:
     return jnp.clip(divided(x, c), -_SATURATED, _SATURATED)
 
 
-def keep_inputs(fun: Callable[[], Any]) -> Any:
+def keep_inputs(fun: Callable[[], Any], *, prevent_cse: bool = False) -> Any:
     """Calls `fun` so that reverse mode keeps what it closes over, and nothing that it computes.
 
     What `prepare` makes of the logits is an array of their size: it is made again instead.
     """
-    return jax.checkpoint(fun, prevent_cse=False)()
+    return jax.checkpoint(fun, prevent_cse=prevent_cse)()

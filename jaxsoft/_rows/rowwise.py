@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxsoft._core import devices, programs
 from jaxsoft._core.axes import ClassAxis, merge_axes, merged_axis, unmerge_axes
@@ -71,11 +71,16 @@ def as_given(x: Array, _: tuple[int, ...], **__: Any) -> Array:
 
 
 def from_statistics(
-    rule: Callable[[Logits, Row], Array], logits: Callable[[], Logits], axis: ClassAxis
+    rule: Callable[[Logits, Row], Array],
+    logits: Callable[[], Logits],
+    axis: ClassAxis,
+    *,
+    label: Int[Array, "..."] | None = None,
+    prevent_cse: bool = False,
 ) -> tuple[Row, Array]:
     """The statistics of logits, and what a rule makes of both.
 
     Reverse mode keeps the statistics and what the logits are made of, not the logits.
     """
-    row = statistics(logits(), axis)
-    return row, keep_inputs(lambda: rule(logits(), row))
+    row = statistics(logits(), axis, label)
+    return row, keep_inputs(lambda: rule(logits(), row), prevent_cse=prevent_cse)

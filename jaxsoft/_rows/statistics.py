@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxsoft._core import devices
 from jaxsoft._core.axes import ClassAxis
@@ -68,21 +68,25 @@ class RowLogits(NamedTuple):
         top: their maximum together with the sink, finite.
         sink: one more logit of each row, or None.
         narrow: 16-bit numbers of which z is a wider copy, or None.
+        label: a class of each row that `other_exponentials` leaves out of it, or None. Then the
+            two may share their exponentials, and Z - 1 is exact to the rounding of Z where the
+            maximum is not of this class.
     """
 
     z: Float[Array, "..."]
     top: Float[Array, "..."]
     sink: Float[Array, "..."] | None
     narrow: Float[Array, "..."] | None
+    label: Int[Array, "..."] | None = None
 
 
-def statistics(logits: Logits, axis: ClassAxis) -> Row:
-    """The statistics of each row of logits: constants."""
-    z, top, sink, narrow = _constants(logits)
-    here = axis._replace(mesh=None)
+def statistics(logits: Logits, axis: ClassAxis, label: Int[Array, "..."] | None = None) -> Row:
+    """The statistics of each row of logits, which has a label or none: constants."""
+    given = _constants(logits)
     if axis.mesh is None:
-        return STATISTICS(RowLogits(z, top, sink, narrow), axis=here)
-    row = _of_devices(STATISTICS(RowLogits(z, top, None, narrow), axis=here), axis)
+        return STATISTICS(given._replace(label=label), axis=axis)
+    here, sink = axis._replace(mesh=None), given.sink
+    row = _of_devices(STATISTICS(given._replace(sink=None), axis=here), axis)
     return row if sink is None else united(row, Row(sink, jnp.zeros_like(sink)))
 
 
@@ -172,3 +176,23 @@ def probabilities(
     p_sink = None if sink is None else (jnp.exp(sink - top) / divisor).astype(dtype)
     # The largest probability, 1 / Z, is rounded just as p is.
     return Probabilities(p, p_sink, flatness((1 / divisor).astype(dtype)))
+
+
+def other_exponentials(
+    z: Float[Array, "..."], row: Row, label: Int[Array, "..."], axis: ClassAxis
+) -> Float[Array, "..."]:
+    """exp(z - m), with 0 for the class of the label: constants."""
+    logits = lax.stop_gradient(RowLogits(z, row.top, None, None, label))
+    if axis.mesh:  # the label may be on another device
+        return portable_others(logits, axis=axis)
+    return OTHERS(logits, axis=axis)
+
+
+def portable_others(logits: RowLogits, *, axis: ClassAxis) -> Array:
+    """The same as every platform can compute it."""
+    z, label = logits.z, logits.label
+    assert label is not None
+    return jnp.where(axis.one_hot(label, z), 0, jnp.exp(z - axis.expand(logits.top)))
+
+
+OTHERS = AlongClasses("other_exponentials", portable_others, lambda logits: logits.z)

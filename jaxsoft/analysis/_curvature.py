@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree, Shaped
 from jaxsoft._core import validation
 from jaxsoft._simplex.operator import SimplexJacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
-from jaxsoft.analysis import _arguments as arguments
+from jaxsoft.analysis import _checks
 
 
 def fisher_vp(
@@ -135,14 +135,14 @@ def _product(
     weights: Any,
     reduction: Any,
 ) -> PyTree:
-    model = arguments.callable_or_raise(function, "model", model, params)
-    params = arguments.parameters(function, "params", params)
-    v = arguments.direction(function, v, params)
+    model = _checks.callable_or_raise(function, "model", model, params)
+    params = _checks.parameters(function, "params", params)
+    v = _checks.direction(function, v, params)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{function}: reduction must be 'mean' or 'sum', got {reduction!r}")
 
     def logits_of(params: PyTree) -> Array:
-        return arguments.logits_of(function, "model", model(params, x))
+        return _checks.logits_of(function, "model", model(params, x))
 
     logits, pushforward = jax.linearize(logits_of, params)
     if not logits.ndim:

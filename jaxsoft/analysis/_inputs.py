@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft._core import validation
 from jaxsoft._core.sizes import known
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
-from jaxsoft.analysis import _arguments as arguments
+from jaxsoft.analysis import _checks
 
 
 def input_jacobian(
@@ -116,7 +116,7 @@ def input_sensitivity(
     """
     name = "input_sensitivity"
     f, x, batch_size = _checked(name, f, x, batch_size)
-    steps = arguments.positive_integer(name, "steps", steps)
+    steps = _checks.positive_integer(name, "steps", steps)
 
     # Compiled as a whole, and for this call alone: what `f` closes over may be other at the next.
     @jax.jit
@@ -129,15 +129,15 @@ def input_sensitivity(
 def _checked(
     function: str, f: Any, x: Any, batch_size: Any
 ) -> tuple[Callable[[Array], Array], Array, int | None]:
-    f = arguments.callable_or_raise(function, "f", f, x)
+    f = _checks.callable_or_raise(function, "f", f, x)
     x = validation.floating(function, "x", x)
     if not x.ndim:
         raise ValueError(f"{function}: x must have shape [batch, ...], got ()")
     if batch_size is not None:
-        batch_size = arguments.positive_integer(function, "batch_size", batch_size)
+        batch_size = _checks.positive_integer(function, "batch_size", batch_size)
 
     def of_example(x: Array) -> Array:
-        logits = arguments.logits_of(function, "f", f(x))
+        logits = _checks.logits_of(function, "f", f(x))
         if logits.ndim != 1:
             raise ValueError(
                 f"{function}: f must return logits of shape [n] for one example, got {logits.shape}"

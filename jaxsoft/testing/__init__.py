@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsoft.testing._arguments import checked_arguments, checked_options, kind, require
+from jaxsoft.testing._comparison import compared, report
 from jaxsoft.testing._eps import error_in_eps
 from jaxsoft.testing._exact import Exact, directions, exact_derivatives, expected_blocks, largest
 from jaxsoft.testing._modes import BY_NAME, MODES
 from jaxsoft.testing._precision import is_floating, shapes, shapes_in_float64
-from jaxsoft.testing._report import compared, report
 from jaxsoft.testing._types import Function, Named
 
 __all__ = ["MODES", "assert_derivatives", "error_in_eps"]
