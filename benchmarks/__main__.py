@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 try:
-    from benchmarks import accuracy, compilation, environment, jacobian, linear, speed, targets
+    from benchmarks import (
+        accuracy,
+        compilation,
+        environment,
+        jacobian,
+        linear,
+        programs,
+        speed,
+        targets,
+    )
     from benchmarks.tables import Grid, markdown, text, tracked
 except ModuleNotFoundError as error:
     sys.exit(
@@ -96,11 +105,18 @@ def _compile(options: argparse.Namespace) -> Iterator[str | Grid]:
         yield compilation.measure(case)
 
 
+def _programs(options: argparse.Namespace) -> Iterator[str | Grid]:
+    yield programs.CAPTION
+    cases = tracked(programs.cases(quick=options.quick), "programs")
+    yield Grid(programs.COLUMNS, tuple(programs.measure(case) for case in cases))
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "accuracy": ("Accuracy", _accuracy),
     "speed": ("Speed", _speed),
     "jacobian": ("The Jacobian", _jacobian),
     "linear": ("A large vocabulary", _linear),
+    "programs": ("Size of programs", _programs),
     "compile": ("Compilation of deep models", _compile),
 }
 

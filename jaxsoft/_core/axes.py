@@ -47,7 +47,7 @@ class ClassAxis(NamedTuple):
         if self.mesh is None:
             return index
         n = z.shape[self.position]
-        place = index - lax.axis_index(self.mesh.names).astype(index.dtype) * n
+        place = index - devices.index(self.mesh).astype(index.dtype) * n
         return jnp.where((place >= 0) & (place < n), place, n)
 
     def take(self, z: Float[Array, "..."], place: Int[Array, "..."]) -> Float[Array, "..."]:

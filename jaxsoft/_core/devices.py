@@ -34,6 +34,16 @@ class Mesh(NamedTuple):
     size: int
 
 
+def size(names: tuple[Hashable, ...]) -> int:
+    """How many devices there are along the axes; an error if they are not those of a mesh here."""
+    return lax.psum(1, names)
+
+
+def index(mesh: Mesh) -> Array:
+    """The number of the device here, in the order of the classes."""
+    return lax.axis_index(mesh.names)
+
+
 def total(parts: Any, mesh: Mesh | None) -> Any:
     """The sums over the devices, of one array or more."""
     return lax.psum(parts, mesh.names) if mesh else parts

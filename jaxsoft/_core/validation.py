@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from jaxsoft._core import devices
@@ -92,7 +91,7 @@ def mesh(function: str, axis_name: Any, **alike: Any) -> Mesh | None:
         return None
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     try:
-        size = lax.psum(1, names)
+        size = devices.size(names)
     except (NameError, TypeError, ValueError):
         raise ValueError(
             f"{function}: axis_name must name mesh axes of a jax.shard_map around the call (or be "

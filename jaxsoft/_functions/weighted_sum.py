@@ -76,7 +76,7 @@ def _pivot(z: Array, b: Array, axis: ClassAxis) -> _Pivot:
     logarithm = parts.exponent * double_word.log_of_two(z.dtype)[0] + (jnp.abs(parts.fraction) - 1)
     size = (z - axis.expand(top)) + logarithm
     highest = axis.expand(devices.largest(maximum(size, at), mesh))
-    first = lax.axis_index(mesh.names).astype(jnp.int32) * n if mesh else 0
+    first = devices.index(mesh).astype(jnp.int32) * n if mesh else 0
     number = lax.broadcasted_iota(jnp.int32, z.shape, at) + first
     number = jnp.where((size == highest) & (highest < jnp.inf), number, axis.count(z))
     number = -devices.largest(-jnp.min(number, at), mesh)

@@ -1,4 +1,4 @@
-"""What a GPU does differently: its time goes into passes over memory, not into exponentials."""
+"""What accelerators do differently: their time goes into passes over memory, not exponentials."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +11,8 @@ from jaxsoft._rows.jacobian_product import Probabilities, Vector, of_present
 from jaxsoft._rows.logits import nan_unless
 from jaxsoft._rows.statistics import Normalizer, Row, RowLogits, united
 
-_PLATFORMS = ("cuda", "rocm")
+_GPU = ("cuda", "rocm")
+_ACCELERATORS = (*_GPU, "tpu")
 _ONE_KERNEL = 16_384  # the length of the longest row that XLA:GPU holds in one kernel
 
 
@@ -57,7 +58,7 @@ def _total_in_one_kernel(terms: list[Array], axis: ClassAxis) -> Array:
     return 0 * terms[0] + jacobian_product.total(terms, axis)
 
 
-statistics.STATISTICS.lower(row_statistics, *_PLATFORMS)
-statistics.NORMALIZER.lower(normalizer, *_PLATFORMS)
-jacobian_product.PRODUCT.lower(product, *_PLATFORMS)
-jacobian_product.PRODUCT_OF_FREE.lower(product, *_PLATFORMS)
+statistics.STATISTICS.lower(row_statistics, *_ACCELERATORS)
+statistics.NORMALIZER.lower(normalizer, *_ACCELERATORS)
+jacobian_product.PRODUCT.lower(product, *_GPU)
+jacobian_product.PRODUCT_OF_FREE.lower(product, *_GPU)

@@ -167,11 +167,9 @@ def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The maximum of each row; the lowest finite number for a row of -inf alone."""
     lowest = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype)
-    if known(lambda: z.shape[axis] <= LONG, True):
-        return jnp.maximum(jnp.max(z, axis), lowest)
-    # Of long rows XLA takes the maximum and the exponentials in one kernel on the CPU, if nothing
-    # stands between the two. Starting from a finite number is for long rows alone: in a reduction
-    # over one entry, which it makes of columns stacked to a row, XLA forgets where it starts.
+    if known(lambda: z.shape[axis] == 1, False):
+        # XLA:CPU (jax 0.10) forgets where a reduction of one entry starts.
+        return jnp.maximum(z.squeeze(axis), lowest)
     return lax.reduce(z, lowest, lax.max, (axis,))
 
 

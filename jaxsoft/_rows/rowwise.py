@@ -24,7 +24,8 @@ def rowwise(
     The function gets the arrays with these axes merged into one, each made to differ along the
     mesh axes along which one of them does, the axis by the name of `axis`, and the static options.
     An array with fewer axes than the first belongs to the rows, or to the classes, and stays as it
-    is. The function returns arrays with the merged axis, or without it.
+    is. The function returns arrays with the merged axis, or without it, or a
+    number.
 
     Args:
         places: the axes of the results, as `programs.program` takes them.
@@ -53,9 +54,10 @@ def rowwise(
             out = fun(*merged, axis=axis, **options)
 
             def restored(a: Array) -> Array:
-                if a.ndim < merged[0].ndim:
-                    return a.reshape(rows)
-                return unmerge_axes(a, axes, shape)
+                ndim = len(shape) - len(axes) + 1
+                if a.ndim == ndim:
+                    return unmerge_axes(a, axes, shape)
+                return a.reshape(rows) if a.ndim == ndim - 1 else a  # else reduced to a number
 
             return tuple(map(restored, out)) if isinstance(out, tuple) else restored(out)
 
