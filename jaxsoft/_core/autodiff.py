@@ -192,6 +192,37 @@ def _transposed_rule(
     )
 
 
+def analytic(
+    fun: Callable[P, Out], pullback: Callable[..., Any], *, static: tuple[int, ...] = ()
+) -> Callable[P, Out]:
+    """A function with a stated pullback, differentiable in every mode.
+
+    Reverse mode keeps the arguments.
+
+    Args:
+        fun: the function, called by position.
+        pullback: given the arguments of the function and the cotangent of its result, the
+            cotangents of all arguments but the static ones; None for a constant.
+        static: the positions of arguments that are not arrays.
+    """
+    rule = jax.custom_vjp(fun, nondiff_argnums=static)
+    differentiable = jvp_from_vjp(rule)
+
+    def forward(*args: Any) -> tuple[Any, Any]:
+        call: Any = differentiable
+        return call(*args), tuple(arg for i, arg in enumerate(args) if i not in static)
+
+    def backward(*args: Any) -> Any:
+        *given, residuals, cotangent = args
+        arguments = list(residuals)
+        for position, value in zip(static, given, strict=True):
+            arguments.insert(position, value)
+        return pullback(*arguments, cotangent)
+
+    rule.defvjp(forward, backward)
+    return differentiable
+
+
 def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
     """fun(x) for a linear function with loops, so that JAX can transpose it.
 

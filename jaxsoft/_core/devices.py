@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 
 
 class Mesh(NamedTuple):
@@ -80,23 +80,15 @@ def evenly(copies: Array, mesh: Mesh | None) -> Array:
 
 
 # 0, with the derivative of x. NaN stays, which a maximum over devices may lose.
-@jax.custom_vjp
 def _change_rule(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), x, 0)
 
 
-_change = jvp_from_vjp(_change_rule)
-
-
-def _change_fwd(x: Array) -> tuple[Array, None]:
-    return _change(x), None
-
-
-def _change_bwd(_: None, cotangent: Array) -> tuple[Array]:
+def _change_pullback(x: Array, cotangent: Array) -> Any:
     return (cotangent,)
 
 
-_change_rule.defvjp(_change_fwd, _change_bwd)
+_change = analytic(_change_rule, _change_pullback)
 
 
 def differing(x: Array) -> frozenset[Hashable]:

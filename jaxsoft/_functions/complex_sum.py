@@ -1,14 +1,13 @@
 """log Σ_j b_j exp(a_j) of complex numbers."""
 
-import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from jaxsoft._core import devices, programs
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._rows.logits import keep_inputs
 from jaxsoft._rows.rowwise import rowwise
@@ -66,20 +65,12 @@ def _direction(part: Array) -> Array:
 
 
 # A sum over all devices, with the derivative by the part of one.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _part_sum(terms: Array, axis: ClassAxis) -> Array:
     return devices.copied(axis.sum(terms), terms, axis.mesh)
 
 
-part_sum = jvp_from_vjp(_part_sum)
-
-
-def _part_sum_fwd(terms: Array, axis: ClassAxis) -> tuple[Array, Array]:
-    return part_sum(terms, axis), terms
-
-
-def _part_sum_bwd(axis: ClassAxis, terms: Array, cotangent: Array) -> tuple[Array]:
+def _part_sum_pullback(terms: Array, axis: ClassAxis, cotangent: Array) -> Any:
     return (jnp.broadcast_to(axis.expand(cotangent), terms.shape),)
 
 
-_part_sum.defvjp(_part_sum_fwd, _part_sum_bwd)
+part_sum = analytic(_part_sum, _part_sum_pullback, static=(1,))

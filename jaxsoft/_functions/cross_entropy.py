@@ -1,22 +1,18 @@
-"""cross_entropy, and the rules of its parts."""
+"""cross_entropy, put together from the losses of rows."""
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import class_ids, devices, programs, validation
-from jaxsoft._core.autodiff import jvp_from_vjp, valued
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
-from jaxsoft._functions.log_softmax import log_probabilities
+from jaxsoft._functions.label_loss import expected, negative_log_likelihood
 from jaxsoft._functions.logsumexp import log_normalizer
-from jaxsoft._functions.softmax import probabilities
 from jaxsoft._functions.token_loss import (
     Reduction,
     Smoothing,
@@ -27,8 +23,6 @@ from jaxsoft._functions.token_loss import (
     token_loss,
     weighted,
 )
-from jaxsoft._rows import statistics
-from jaxsoft._rows.jacobian_product import Vector, jacobian_product
 from jaxsoft._rows.logits import Logits, cap, compute_dtype, prepare
 from jaxsoft._rows.rowwise import from_statistics, rowwise
 from jaxsoft._rows.statistics import Row
@@ -274,98 +268,3 @@ def _row_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:
 def _all(true: Array, axis: ClassAxis) -> Array:
     """Whether it is true of all classes."""
     return axis.sum((~true).astype(jnp.float32)) == 0
-
-
-# loss = (m - z_y) + log Z, both terms non-negative; z̄ = loss-bar · (p - e_y).
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _negative_log_likelihood(z: Array, label: Array, row: Row, axis: ClassAxis) -> Array:
-    loss = (row.top - axis.take(z, label)) + row.log_normalizer
-    return devices.copied(loss, z, axis.mesh)
-
-
-negative_log_likelihood = jvp_from_vjp(_negative_log_likelihood)
-
-
-def _negative_log_likelihood_fwd(
-    z: Array, label: Array, row: Row, axis: ClassAxis
-) -> tuple[Array, Any]:
-    return negative_log_likelihood(z, label, row, axis), (z, label, row)
-
-
-def _negative_log_likelihood_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, label, row = residuals
-    return axis.expand(cotangent) * hard_residual(z, label, row, axis), None, None
-
-
-_negative_log_likelihood.defvjp(_negative_log_likelihood_fwd, _negative_log_likelihood_bwd)
-
-
-# p - e_y, with expm1(-loss) = -(1 - p_y) at the label; its derivative is J, as that of p. An entry
-# of -inf is a constant, also at the label.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _hard_residual(z: Array, label: Array, row: Row, axis: ClassAxis) -> Array:
-    others = statistics.other_exponentials(z, row, label, axis)
-    others /= axis.expand(row.normalizer.divisor)
-    z_label = axis.take(z, label)
-    loss = (row.top - z_label) + row.log_normalizer
-    at_label = jnp.where(z_label == -jnp.inf, 0, jnp.expm1(-loss))
-    return jnp.where(axis.one_hot(label, z), axis.expand(at_label), others)
-
-
-hard_residual = jvp_from_vjp(_hard_residual)
-
-
-def _hard_residual_fwd(z: Array, label: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
-    return hard_residual(z, label, row, axis), (z, row)
-
-
-def _hard_residual_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, row = residuals
-    p = probabilities(z, None, row.normalizer, axis, z.dtype)
-    return jacobian_product(p, Vector(cotangent, None), axis).classes, None, None
-
-
-_hard_residual.defvjp(_hard_residual_fwd, _hard_residual_bwd)
-
-
-# loss = Σ_j q_j ((m - z_j) + log Z), every term non-negative; with Q = Σ_j q_j,
-# z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. To keep the former exact for a
-# confident row it is put together as p_j (Σ_{i≠j} q_i) - q_j (1 - p_j), both from sums of others.
-def expected(z: Array, target: Array, row: Row, axis: ClassAxis) -> Array:
-    """Σ_j q_j l_j, by a target that is broadcast to the classes."""
-    target = devices.copied(jnp.broadcast_to(target, z.shape), z, axis.mesh)
-    return expected_loss(z, target, row, axis)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _expected_loss(z: Array, target: Array, row: Row, axis: ClassAxis) -> Array:
-    losses = (axis.expand(row.top) - z) + axis.expand(row.log_normalizer)
-    return devices.copied(axis.sum(jnp.where(target == 0, 0, target * losses)), z, axis.mesh)
-
-
-expected_loss = jvp_from_vjp(_expected_loss)
-
-
-def _expected_loss_fwd(z: Array, target: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
-    return expected_loss(z, target, row, axis), (z, target, row)
-
-
-def _expected_loss_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, target, row = residuals
-    p = probabilities(z, None, row.normalizer, axis, z.dtype).classes
-    absent = (z == -jnp.inf) & (target == 0)
-    target = jnp.where(absent, 0, target)  # a constant: it contributes 0
-    total = axis.expand(axis.sum(target))
-    large = 2 * target > total
-    small_total = axis.expand(axis.sum(jnp.where(large, 0, target)))
-    others = jnp.where(large, small_total, total - target)
-    rest = axis.expand(devices.copied(row.rest / row.normalizer.divisor, p, axis.mesh))
-    complement = valued(1 - p, jnp.where(p > 0.5, rest, 1 - p))
-    cotangent = axis.expand(cotangent)
-    z_bar = cotangent * (p * others - target * complement)
-    log_p = log_probabilities(z, None, row, axis)
-    target_bar = -cotangent * jnp.where(absent, 0, log_p)
-    return jnp.where(z == -jnp.inf, 0, z_bar), target_bar, None
-
-
-_expected_loss.defvjp(_expected_loss_fwd, _expected_loss_bwd)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import devices, programs, validation
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
 from jaxsoft._rows import statistics
@@ -80,29 +79,20 @@ def _entropy(x: Array, where: Array | None, temperature: Array | None, axis: Cla
 
 # ∇H = -J log p = -J (z - m), for J is blind to a constant; in a confident row z_k - m = 0 and the
 # entry of class k is p_k Σ_j p_j (m - z_j), without a cancellation.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _row_entropy(z: Array, row: Row, axis: ClassAxis) -> Array:
     p = statistics.probabilities(z, None, row.normalizer, axis, z.dtype).classes
     mean_gap = axis.sum(p * _gaps(z, p, row, axis))
     return devices.copied(row.log_normalizer + mean_gap, z, axis.mesh)
 
 
-row_entropy = jvp_from_vjp(_row_entropy)
-
-
-def _row_entropy_fwd(z: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
-    return row_entropy(z, row, axis), (z, row)
-
-
-def _row_entropy_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, row = residuals
+def _row_entropy_pullback(z: Array, row: Row, axis: ClassAxis, cotangent: Array) -> Any:
     p = probabilities(z, None, row.normalizer, axis, z.dtype)
     gaps = _gaps(z, p.classes, row, axis)
     slope = jacobian_product(p, Vector(gaps, None), axis).classes
     return axis.expand(cotangent) * slope, None
 
 
-_row_entropy.defvjp(_row_entropy_fwd, _row_entropy_bwd)
+row_entropy = analytic(_row_entropy, _row_entropy_pullback, static=(2,))
 
 
 def _gaps(z: Array, p: Array, row: Row, axis: ClassAxis) -> Array:

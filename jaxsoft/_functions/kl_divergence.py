@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import devices, programs, validation
-from jaxsoft._core.autodiff import jvp_from_vjp, valued
+from jaxsoft._core.autodiff import analytic, valued
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
 from jaxsoft._rows import statistics
@@ -76,8 +74,8 @@ def kl_divergence(
     mesh = validation.mesh(name, axis_name, temperature=scale)
     first, second, where = arrays
     dtype = compute_dtype(jnp.result_type(first, second))
-    logits = (a if a.dtype == dtype else a.astype(dtype) for a in (first, second))
-    return _kl_divergence(*logits, where, scale, axes=axes, mesh=mesh)
+    x, y = (a.astype(dtype) for a in (first, second))
+    return _kl_divergence(x, y, where, scale, axes=axes, mesh=mesh)
 
 
 def _nothing(x: Array, rows: tuple[int, ...]) -> Array:
@@ -93,14 +91,13 @@ def _kl_divergence(
     def logits(given: Array) -> Logits:
         return prepare(given, axis, where, temperature)
 
-    rows = [statistics.statistics(logits(given), axis) for given in (x, y)]
-    loss = keep_inputs(lambda: divergence(logits(x).z, logits(y).z, *rows, axis))
+    x_row, y_row = (statistics.statistics(logits(given), axis) for given in (x, y))
+    loss = keep_inputs(lambda: divergence(logits(x).z, logits(y).z, x_row, y_row, axis))
     return devices.joined(loss, axis.mesh)
 
 
 # z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p). A row without
 # any p has no divergence. Ratios are taken in quarters, which do not overflow.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
     p = statistics.probabilities(z, None, z_row.normalizer, axis, z.dtype).classes
     q = statistics.probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
@@ -109,17 +106,9 @@ def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> 
     return jnp.where(z_row.rest == -1, 0, out)
 
 
-divergence = jvp_from_vjp(_divergence)
-
-
-def _divergence_fwd(
-    z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis
-) -> tuple[Array, Any]:
-    return divergence(z, w, z_row, w_row, axis), (z, w, z_row, w_row)
-
-
-def _divergence_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, w, z_row, w_row = residuals
+def _divergence_pullback(
+    z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, cotangent: Array
+) -> Any:
     of_z = probabilities(z, None, z_row.normalizer, axis, z.dtype)
     p, q = of_z.classes, probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
     quarter = _quarter_ratio(z, w, p, z_row, w_row, axis)
@@ -129,7 +118,7 @@ def _divergence_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     return -4 * cotangent * slope, cotangent * w_bar, None, None
 
 
-_divergence.defvjp(_divergence_fwd, _divergence_bwd)
+divergence = analytic(_divergence, _divergence_pullback, static=(4,))
 
 
 def _quarter_ratio(z: Array, w: Array, p: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:

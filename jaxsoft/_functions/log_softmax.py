@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import devices, programs, validation
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
 from jaxsoft._rows.jacobian_product import log_pullback
@@ -80,22 +79,13 @@ def _log_softmax(
 
 # y = (z - m) - log Z, and z̄ = ȳ - p Σ_j ȳ_j. An entry of -inf is a constant: its cotangent counts
 # for nothing.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_probabilities(z: Array, sink: Array | None, row: Row, axis: ClassAxis) -> Array:
     return (z - axis.expand(row.top)) - axis.expand(row.log_normalizer)
 
 
-log_probabilities = jvp_from_vjp(_log_probabilities)
-
-
-def _log_probabilities_fwd(
-    z: Array, sink: Array | None, row: Row, axis: ClassAxis
-) -> tuple[Array, Any]:
-    return log_probabilities(z, sink, row, axis), (z, sink, row)
-
-
-def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, sink, row = residuals
+def _log_probabilities_pullback(
+    z: Array, sink: Array | None, row: Row, axis: ClassAxis, cotangent: Array
+) -> Any:
     p = probabilities(z, sink, row.normalizer, axis, z.dtype)
     if p.sink is not None:
         p = p._replace(sink=devices.joined(p.sink, axis.mesh))
@@ -103,4 +93,4 @@ def _log_probabilities_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) ->
     return *log_pullback(p, y_bar, axis), None
 
 
-_log_probabilities.defvjp(_log_probabilities_fwd, _log_probabilities_bwd)
+log_probabilities = analytic(_log_probabilities, _log_probabilities_pullback, static=(3,))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Shaped
 
 from jaxsoft._core import devices, programs, validation
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions import complex_sum, weighted_sum
 from jaxsoft._functions.softmax import probabilities
@@ -169,22 +169,13 @@ def _logsumexp(
 
 
 # ȳ ↦ z̄ = ȳ p, from the statistics of these very logits.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _log_normalizer(z: Array, row: Row, axis: ClassAxis) -> Array:
     return devices.copied(row.log_normalizer, z, axis.mesh)
 
 
-log_normalizer = jvp_from_vjp(_log_normalizer)
-
-
-def _log_normalizer_fwd(z: Array, row: Row, axis: ClassAxis) -> tuple[Array, Any]:
-    return log_normalizer(z, row, axis), (z, row)
-
-
-def _log_normalizer_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, row = residuals
+def _log_normalizer_pullback(z: Array, row: Row, axis: ClassAxis, cotangent: Array) -> Any:
     p = probabilities(z, None, row.normalizer, axis, z.dtype).classes
     return axis.expand(cotangent) * p, None
 
 
-_log_normalizer.defvjp(_log_normalizer_fwd, _log_normalizer_bwd)
+log_normalizer = analytic(_log_normalizer, _log_normalizer_pullback, static=(2,))

@@ -1,16 +1,14 @@
 """log Σ_j b_j exp(a_j) with factors of any sign and size."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from jaxsoft._core import devices, double_word
-from jaxsoft._core.autodiff import jvp_from_vjp
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._rows.logits import Logits, keep_inputs, maximum
 
@@ -107,22 +105,13 @@ def _terms_of(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Arra
 
 
 # dt_j = t_j dz_j + u_j db_j, where u_j = exp(z_j) over the pivot, of which du_j = u_j dz_j.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _terms(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Array:
     return _terms_of(z, b, pivot, axis)
 
 
-terms = jvp_from_vjp(_terms)
-
-
-def _terms_fwd(
-    z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis
-) -> tuple[Array, tuple[Array, Array | None, _Pivot]]:
-    return terms(z, b, pivot, axis), (z, b, pivot)
-
-
-def _terms_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    z, b, pivot = residuals
+def _terms_pullback(
+    z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis, cotangent: Array
+) -> Any:
     z_bar = cotangent * terms(z, b, pivot, axis)
     if b is None:
         return z_bar, None, None
@@ -131,30 +120,20 @@ def _terms_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
     return z_bar, cotangent * jnp.clip(terms(z, None, pivot, axis), -largest, largest), None
 
 
-_terms.defvjp(_terms_fwd, _terms_bwd)
+terms = analytic(_terms, _terms_pullback, static=(3,))
 
 
 # R = S / (b_k exp(a_k)) - 1 with the pivot for a constant, so that dR = Σ dt_j over all j.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _rest(z: Array, b: Array, pivot: _Pivot, axis: ClassAxis) -> Array:
     others = jnp.where(axis.one_hot(pivot.place, z), 0, _terms_of(z, b, pivot, axis))
     return devices.copied(axis.sum(others) - pivot.missing, z, axis.mesh)
 
 
-rest_of = jvp_from_vjp(_rest)
+def _rest_pullback(z: Array, b: Array, pivot: _Pivot, axis: ClassAxis, cotangent: Array) -> Any:
+    return _terms_pullback(z, b, pivot, axis, axis.expand(cotangent))
 
 
-def _rest_fwd(
-    z: Array, b: Array, pivot: _Pivot, axis: ClassAxis
-) -> tuple[Array, tuple[Array, Array, _Pivot]]:
-    return rest_of(z, b, pivot, axis), (z, b, pivot)
-
-
-def _rest_bwd(axis: ClassAxis, residuals: Any, cotangent: Array) -> Any:
-    return _terms_bwd(axis, residuals, axis.expand(cotangent))
-
-
-_rest.defvjp(_rest_fwd, _rest_bwd)
+rest_of = analytic(_rest, _rest_pullback, static=(3,))
 
 
 def _log_abs(rest: Array) -> Array:

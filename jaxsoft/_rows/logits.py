@@ -167,9 +167,11 @@ def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The maximum of each row; the lowest finite number for a row of -inf alone."""
     lowest = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype)
-    if known(lambda: z.shape[axis] == 1, False):
-        # XLA:CPU (jax 0.10) forgets where a reduction of one entry starts.
-        return jnp.maximum(z.squeeze(axis), lowest)
+    if known(lambda: z.shape[axis] <= LONG, True):
+        return jnp.maximum(jnp.max(z, axis), lowest)
+    # XLA:CPU (jax 0.10) fuses the maximum of a long row with its exponentials if nothing stands
+    # between the two. Short ones do not start from a finite number: in a reduction over one entry,
+    # which XLA makes of columns stacked to a row, it forgets where it starts.
     return lax.reduce(z, lowest, lax.max, (axis,))
 
 
