@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxsoft._core import validation
+from jaxsoft._core import options
 from jaxsoft._simplex import formulas
 from jaxsoft._simplex.operator import SimplexJacobian
 
@@ -165,7 +165,7 @@ class SimplexSolver(lx.AbstractLinearSolver[_State]):
     damping: ArrayLike = 0.0
 
     def __check_init__(self) -> None:
-        validation.non_negative("SimplexSolver", "damping", self.damping, (), "a scalar")
+        options.non_negative("SimplexSolver", "damping", self.damping, (), "a scalar")
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _State:
         """Takes the Jacobian and the multiple of the identity out of the operator."""

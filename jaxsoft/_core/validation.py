@@ -1,7 +1,6 @@
 """Validation at the public boundary: every error message of the array functions."""
 
 import functools
-import math
 import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from jaxsoft._core import devices
 from jaxsoft._core.devices import Mesh
-from jaxsoft._core.sizes import known
 
 Axis = int | Sequence[int] | None
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -28,8 +26,7 @@ def array(function: str, argument: str, value: Any) -> Array:
         ):
             cure = " (use jnp.asarray)" if isinstance(value, (list, tuple)) else ""
             raise TypeError(
-                f"{function}: {argument} must be an array or a number, "
-                f"got {_described(value)}{cure}"
+                f"{function}: {argument} must be an array or a number, got {described(value)}{cure}"
             )
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV":
             raise TypeError(f"{function}: {argument} must be numeric, got dtype {value.dtype}")
@@ -71,7 +68,7 @@ def axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
         except TypeError:
             raise TypeError(
                 f"{function}: axis must be an integer, a tuple of integers or None, "
-                f"got {_described(axis)}"
+                f"got {described(axis)}"
             ) from None
     for a in given:
         if not -ndim <= a < ndim:
@@ -135,60 +132,6 @@ def _require_boolean(function: str, argument: str, value: Array) -> None:
         raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
 
 
-def rows(
-    function: str,
-    x: Any,
-    axis: Any,
-    where: Any,
-    temperature_: Any,
-    sink: Any,
-    axis_name: Any,
-) -> tuple[tuple[Array, Array | None, Array | None, Array | None], dict[str, Any]]:
-    """Returns the arguments of softmax as arrays, and its axes and mesh by name."""
-    where = booleans(function, "where", where)
-    x, where = together(function, x=floating(function, "x", x), where=where)
-    numbers = axes(function, axis, x.ndim)
-    scale = temperature(function, temperature_, x.shape, numbers)
-    sink = per_row(function, "sink", sink, x.shape, numbers)
-    devices = mesh(function, axis_name, temperature=scale, sink=sink)
-    return (x, where, scale, sink), {"axes": numbers, "mesh": devices}
-
-
-def per_row(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
-) -> Array | None:
-    """Returns an option that has one value for each row, with the reduced axes of size 1."""
-    if value is None:
-        return None
-    value = floating(function, argument, value)
-    row_shape = tuple(1 if a in reduced else size for a, size in enumerate(shape))
-    return broadcast(
-        function, argument, value, row_shape, f"{shape} with the reduced axes {reduced} of size 1"
-    )
-
-
-def temperature(
-    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
-) -> Array | None:
-    """As `per_row`; None stands for a temperature of one, for which nothing is divided."""
-    if isinstance(value, (bool, int, float, np.generic)):
-        number = float(value)
-        if not number > 0:
-            raise ValueError(f"{function}: temperature must be positive, got {value}")
-        if number == 1:
-            return None
-        value = _normal(number)
-    if value is None:
-        raise TypeError(f"{function}: temperature must be an array or a number, got NoneType")
-    return per_row(function, "temperature", value, shape, reduced)
-
-
-def _normal(number: float) -> float:
-    """The nearest positive number that is neither subnormal nor infinite as a default float."""
-    finfo = jnp.finfo(jax.dtypes.canonicalize_dtype(float))
-    return min(max(number, float(finfo.tiny)), float(finfo.max))
-
-
 def broadcast(
     function: str, argument: str, value: Array, shape: tuple[int, ...], wanted: str
 ) -> Array:
@@ -208,50 +151,6 @@ def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...
         )
 
 
-def number(
-    function: str,
-    argument: str,
-    value: Any,
-    low: int | float,
-    high: int | float,
-    *,
-    open_low: bool = False,
-) -> ArrayLike:
-    """Returns a number in the given range; an array, whose value may be traced, passes."""
-    if isinstance(value, (np.ndarray, jax.Array)) or hasattr(value, "__jax_array__"):
-        value = floating(function, argument, value)
-        if value.ndim:
-            raise ValueError(f"{function}: {argument} must be a scalar, got shape {value.shape}")
-        return value
-    if not isinstance(value, (bool, int, float, np.generic)):
-        raise TypeError(f"{function}: {argument} must be a number, got {_described(value)}")
-    number = float(value)
-    above = low < number if open_low else low <= number
-    if not above or not number <= high or number == math.inf:
-        span = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
-        raise ValueError(f"{function}: {argument} must lie in {span}, got {value}")
-    return number
-
-
-def non_negative(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
-) -> Array:
-    """Returns an array broadcast to `shape`; one given as a number must be 0 or more."""
-    array = floating(function, argument, value)
-    if isinstance(value, (bool, int, float, np.generic)) and not float(value) >= 0:
-        raise ValueError(f"{function}: {argument} must be 0 or more, got {value}")
-    return broadcast(function, argument, array, shape, wanted)
-
-
-def per_class(function: str, argument: str, value: Any, n: int, wanted: str) -> Array | None:
-    """Returns an option that has one value for each class, or None."""
-    if value is None:
-        return None
-    value = floating(function, argument, value)
-    same_shape(function, argument, value, (n,), wanted)
-    return value
-
-
 def matrix(function: str, argument: str, value: Array, x: Array) -> None:
     """Raises `ValueError` unless `value` is a matrix that x, of shape [..., d], multiplies."""
     if x.ndim < 1:
@@ -268,33 +167,14 @@ def matrix(function: str, argument: str, value: Array, x: Array) -> None:
         )
 
 
-def positive_or_none(function: str, argument: str, value: Any) -> int | None:
-    """Returns a positive integer, or None."""
-    if value is None:
-        return None
-    number = integer(function, argument, value, "an integer or None")
-    if number < 1:
-        raise ValueError(f"{function}: {argument} must be 1 or more, got {number}")
-    return number
-
-
 def integer(function: str, argument: str, value: Any, wanted: str = "an integer") -> int:
     """Returns a Python integer, or raises `TypeError`."""
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{function}: {argument} must be {wanted}, got {_described(value)}"
+            f"{function}: {argument} must be {wanted}, got {described(value)}"
         ) from None
-
-
-def softcap(function: str, value: Any) -> ArrayLike | None:
-    """Returns a positive number, or None, which an infinite number stands for as well."""
-    if value is None or (isinstance(value, (float, np.floating)) and value == math.inf):
-        return None
-    cap = number(function, "softcap", value, 0, math.inf, open_low=True)
-    # One below every float32 is as good as the smallest: both make all logits equal.
-    return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
 
 
 def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
@@ -303,19 +183,11 @@ def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
         given = tuple(operator.index(size) for size in value)
     except TypeError:
         raise TypeError(
-            f"{function}: {argument} must be a sequence of integers, got {_described(value)}"
+            f"{function}: {argument} must be a sequence of integers, got {described(value)}"
         ) from None
     if any(size < 0 for size in given):
         raise ValueError(f"{function}: {argument} must hold numbers of 0 or more, got {given}")
     return given
-
-
-def number_or_none(
-    function: str, argument: str, value: Any, low: int | float, high: int | float
-) -> ArrayLike | None:
-    """As `number`; None stands for 0, with which nothing is computed."""
-    value = number(function, argument, value, low, high)
-    return None if isinstance(value, float) and value == 0 else value
 
 
 def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -326,74 +198,10 @@ def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     )
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     return (
         f"{type(value).__name__} {value!r:.40}" if isinstance(value, str) else type(value).__name__
     )
-
-
-def positive(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
-) -> Array:
-    """Returns an array broadcast to `shape`; one given as a number must be positive."""
-    array = floating(function, argument, value)
-    if isinstance(value, (bool, int, float, np.generic)) and not float(value) > 0:
-        raise ValueError(f"{function}: {argument} must be positive, got {value}")
-    return broadcast(function, argument, array, shape, wanted)
-
-
-def matrices(
-    function: str, argument: str, value: Array, weights: tuple[int, ...], *, columns: bool
-) -> tuple[int, ...]:
-    """Returns the batch of matrices whose columns, or rows, are as long as those of the weights."""
-    *batch, n = weights
-    *given, first, last = value.shape
-    try:
-        if (first if columns else last) == n:
-            return jnp.broadcast_shapes(tuple(batch), tuple(given))
-    except ValueError:  # the batches do not broadcast
-        pass
-    wanted = f"(..., {n}, k)" if columns else f"(..., k, {n})"
-    raise ValueError(
-        f"{function}: {argument} of {value.ndim} axes must be matrices {wanted}, with leading axes "
-        f"that broadcast with the batch {tuple(batch)}, got {value.shape}"
-    )
-
-
-def batch_index(function: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Returns an index of the batch axes; one given as a number must lie in its axis."""
-    items = index if isinstance(index, tuple) else (index,)
-    taken = [_axes_of_index(item) for item in items]
-    batch, rest = shape[:-2], sum(taken)
-    if rest > len(batch):
-        raise IndexError(
-            f"{function}: {index!r:.60} reaches into the matrices of shape {shape}, whose batch "
-            f"axes are {batch}; row(i), diagonal() and as_matrix() give entries"
-        )
-    axis = 0
-    for item, axes in zip(items, taken, strict=True):
-        if item is Ellipsis:
-            axis = len(batch) - rest
-        elif isinstance(item, (int, np.integer)) and not isinstance(item, bool):
-            size = batch[axis]
-            if known(functools.partial(_outside, int(item), size), False):
-                raise IndexError(
-                    f"{function}: {item} lies outside of batch axis {axis} of size {size}"
-                )
-        axis, rest = axis + axes, rest - axes
-    return items
-
-
-def _outside(number: int, size: int) -> bool:
-    return not -size <= number < size
-
-
-def _axes_of_index(item: Any) -> int:
-    """How many axes an item of an index takes: a mask its own, others one."""
-    if item is None or item is Ellipsis or isinstance(item, (bool, np.bool_)):
-        return 0
-    mask = isinstance(item, (np.ndarray, jax.Array)) and item.dtype == bool
-    return item.ndim if mask else 1
 
 
 def promoted(function: str, **values: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import class_ids, devices, programs, validation
+from jaxsoft._core import class_ids, devices, options, programs, validation
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
 from jaxsoft._functions.label_loss import expected, negative_log_likelihood
@@ -130,19 +130,17 @@ def cross_entropy(
     of_classes = "the shape of the logits; it masks classes, weights or ignore_index examples"
     where = validation.mask(name, where, logits.shape, of_classes)
     n = math.prod(logits.shape[a] for a in axes)
-    class_weights = validation.per_class(
+    class_weights = options.per_class(
         name, "class_weights", class_weights, n, "one weight per class"
     )
     if weights is not None:
-        weights = validation.non_negative(name, "weights", weights, rows, "the shape of the loss")
+        weights = options.non_negative(name, "weights", weights, rows, "the shape of the loss")
     of_rows = {
         "weights": weights,
-        "label_smoothing": validation.number_or_none(
-            name, "label_smoothing", label_smoothing, 0, 1
-        ),
-        "z_loss": validation.number_or_none(name, "z_loss", z_loss, 0, math.inf),
-        "temperature": validation.temperature(name, temperature, logits.shape, axes),
-        "softcap": validation.softcap(name, softcap),
+        "label_smoothing": options.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
+        "z_loss": options.number_or_none(name, "z_loss", z_loss, 0, math.inf),
+        "temperature": options.temperature(name, temperature, logits.shape, axes),
+        "softcap": options.softcap(name, softcap),
     }
     alike = {**of_rows, "labels": labels} if validation.is_discrete(labels) else of_rows
     mesh = validation.mesh(name, axis_name, **alike)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import devices, programs, validation
+from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
@@ -59,7 +59,7 @@ def entropy(
         >>> print(f"{jaxsoft.entropy(jnp.array([40.0, 0.0])):.4g}")
         1.742e-16
     """
-    (*args, _), along = validation.rows("entropy", x, axis, where, temperature, None, axis_name)
+    (*args, _), along = options.of_softmax("entropy", x, axis, where, temperature, None, axis_name)
     return _entropy(*args, **along)
 
 

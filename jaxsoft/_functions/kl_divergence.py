@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import devices, programs, validation
+from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic, valued
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
@@ -70,7 +70,7 @@ def kl_divergence(
     both = {"x": validation.floating(name, "x", x), "y": validation.floating(name, "y", y)}
     arrays = validation.together(name, **both, where=validation.booleans(name, "where", where))
     axes = validation.axes(name, axis, arrays[0].ndim)
-    scale = validation.temperature(name, temperature, arrays[0].shape, axes)
+    scale = options.temperature(name, temperature, arrays[0].shape, axes)
     mesh = validation.mesh(name, axis_name, temperature=scale)
     first, second, where = arrays
     dtype = compute_dtype(jnp.result_type(first, second))

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import devices, programs, validation
+from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
@@ -60,7 +60,7 @@ def log_softmax(
 
     Source: Blanchard, Higham & Higham 2021.
     """
-    args, along = validation.rows("log_softmax", x, axis, where, temperature, sink, axis_name)
+    args, along = options.of_softmax("log_softmax", x, axis, where, temperature, sink, axis_name)
     return _log_softmax(*args, **along)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Shaped
 
-from jaxsoft._core import devices, programs, validation
+from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import jvp_from_vjp
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._rows import statistics
@@ -80,7 +80,7 @@ def softmax(
     Source: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax
     functions".
     """
-    args, along = validation.rows("softmax", x, axis, where, temperature, sink, axis_name)
+    args, along = options.of_softmax("softmax", x, axis, where, temperature, sink, axis_name)
     return _softmax(*args, **along)
 
 

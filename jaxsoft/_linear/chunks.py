@@ -1,8 +1,7 @@
 """A linear layer and its cross-entropy in chunks of tokens and classes, and the gradients of both.
 
-Nothing here holds the logits of all tokens and classes. A chunk of tokens goes through the chunks
-of classes once for its statistics and, for the gradients, once more. All of it can be
-differentiated as it stands: forward mode goes along, reverse mode makes every chunk again.
+A chunk of tokens goes through the chunks of classes once for its statistics and, for the gradients,
+once more. JAX differentiates it as it stands: reverse mode makes every chunk again.
 """
 
 import math
@@ -110,10 +109,8 @@ def gradients(
     """The loss of each token, and the gradients of Σ_i cotangent_i loss_i.
 
     Of classes on several devices each has the gradients by its own, and of what all have alike a
-    part that is to be added to those of the others.
-
-    Either of x and w takes one product of matrices more than the loss alone. The logits, and so
-    the product that makes them, are made once with `division.keep`; else once more than the
+    part that is to be added to those of the others. Either of x and w takes one product of matrices
+    more than the loss alone. The logits are made once with `division.keep`; else once more than the
     statistics that may be given.
     """
     dtype = compute_dtype(layer.w.dtype)
@@ -210,9 +207,6 @@ def _added(total: Gradients, part: Gradients, start: Array | int) -> Gradients:
         added(total.w, part.w),
         Options(*map(added, total.options, part.options)),
     )
-
-
-# ----------------------------------------------------------------------------------- the chunks
 
 
 # Chunks are of equal size, so that the last one wastes little; of the classes the last chunk begins

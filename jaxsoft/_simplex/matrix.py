@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import class_ids, validation
+from jaxsoft._core import class_ids, options, validation
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.sizes import known
@@ -381,7 +381,7 @@ class SimplexMatrix(MatrixStack):
 
     def _per_row(self, method: str, argument: str, value: Any) -> Array:
         function = f"SimplexJacobian.{method}"
-        value = validation.non_negative(function, argument, value, self.sink.shape, _OF_ROWS)
+        value = options.non_negative(function, argument, value, self.sink.shape, _OF_ROWS)
         return value.astype(self.weights.dtype)
 
     def _damping(self, method: str, value: Any) -> Array | None:

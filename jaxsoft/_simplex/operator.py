@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import class_ids, validation
+from jaxsoft._core import class_ids, options, validation
 from jaxsoft._rows.logits import compute_dtype
-from jaxsoft._simplex import formulas
+from jaxsoft._simplex import formulas, indexing
 from jaxsoft._simplex.matrix import SimplexMatrix
 
 
@@ -167,7 +167,7 @@ class SimplexJacobian(SimplexMatrix):
         self._whole("merge")
         function, n = "SimplexJacobian.merge", self.weights.shape[-1]
         ids, count = class_ids.segments(function, segment_ids, num_segments, n)
-        weights, dropped = formulas.merged(self.weights, ids, count=count)
+        weights, dropped = changes.merged(self.weights, ids, count=count)
         return SimplexJacobian(weights, self.sink + dropped)
 
     def __mul__(self, factor: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
@@ -181,7 +181,7 @@ class SimplexJacobian(SimplexMatrix):
     def __truediv__(self, divisor: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
         """C / c for a number c > 0, or one for each row; one in an array that is not makes NaN."""
         function, rows = "SimplexJacobian.__truediv__", self.sink.shape
-        c = validation.positive(function, "divisor", divisor, rows, "the shape of the batch")
+        c = options.positive(function, "divisor", divisor, rows, "the shape of the batch")
         c = jnp.where(c > 0, c, jnp.nan).astype(self.weights.dtype)
         quotient = formulas.quotient
         return self._with(quotient(self.weights, c[..., None]), quotient(self.sink, c))
@@ -206,7 +206,7 @@ class SimplexJacobian(SimplexMatrix):
             >>> print(jacobian[0].shape, jacobian[:, -1].shape, jacobian[..., None, 1:].shape)
             (4, 3, 3) (5, 3, 3) (5, 1, 3, 3, 3)
         """
-        place = validation.batch_index("SimplexJacobian", index, self.shape)
+        place = indexing.batch_index("SimplexJacobian", index, self.shape)
         return self._with(self.weights[(*place, slice(None))], self.sink[place])
 
     def __iter__(self) -> Iterator[SimplexJacobian]:
@@ -268,7 +268,7 @@ class SimplexJacobian(SimplexMatrix):
             0.2689 0.2689 0.7311 0.7311
         """
         radius = self._per_row("certificate", "radius", radius)
-        return formulas.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
+        return changes.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
 
     def _with(self, weights: Array, sink: Array) -> SimplexJacobian:
         return SimplexJacobian(weights, sink, self.axis_name)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import devices, programs, validation
+from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.axes import ClassAxis, classes_last, merged_axis, unmerge_axes
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.programs import Places
@@ -58,7 +58,9 @@ def softmax_jacobian(
         >>> print(jacobian.mv(jnp.array([1.0, 0.0]))[0])
         [ 0.25 -0.25]
     """
-    args, along = validation.rows("softmax_jacobian", x, axis, where, temperature, sink, axis_name)
+    args, along = options.of_softmax(
+        "softmax_jacobian", x, axis, where, temperature, sink, axis_name
+    )
     _, weights, mass = _at_logits(*args, **along)
     return SimplexJacobian(weights, mass, axis_name)
 
@@ -94,7 +96,7 @@ def softmax_and_jacobian(
         >>> print(p, jacobian.trace())
         [0.5 0.5] 0.5
     """
-    args, along = validation.rows(
+    args, along = options.of_softmax(
         "softmax_and_jacobian", x, axis, where, temperature, sink, axis_name
     )
     p, weights, mass = _at_logits(*args, **along)

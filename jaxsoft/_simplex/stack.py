@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import validation
-from jaxsoft._simplex import formulas
+from jaxsoft._simplex import formulas, indexing
 
 
 class MatrixStack:
@@ -114,7 +114,7 @@ class MatrixStack:
             wanted = f"the shape of the weights; matrices have {self.ndim} axes or more"
             v = validation.broadcast(function, "v", v, shape, wanted)
             return formulas.product(self.weights, self.sink, v, mesh)
-        batch = validation.matrices(function, "v", v, shape, columns=columns)
+        batch = indexing.matrices(function, "v", v, shape, columns=columns)
         v = jnp.broadcast_to(v, (*batch, *v.shape[-2:]))
         weights, sink = jnp.broadcast_to(self.weights, (*batch, shape[-1])), self.sink
         sink = jnp.broadcast_to(sink, batch)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import validation
+from jaxsoft._core import options, validation
 from jaxsoft._core.sizes import known
 from jaxsoft._rows.logits import compute_dtype
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
@@ -77,13 +77,13 @@ def attention_jacobian(
     counted = known(lambda: int(d) >= 0, False)
     alpha: Any = 1 / math.sqrt(max(d, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(d, float))
     if scale is not None:
-        alpha = validation.number(name, "scale", scale, -math.inf, math.inf)
+        alpha = options.number(name, "scale", scale, -math.inf, math.inf)
     if bias is not None:
         bias = validation.floating(name, "bias", bias)
         bias = validation.broadcast(name, "bias", bias, (m,), "one per key")
     mask = None if where is None else validation.boolean(name, "where", where, (m,), "one per key")
     if sink is not None:
-        sink = validation.number(name, "sink", sink, -math.inf, math.inf)
+        sink = options.number(name, "sink", sink, -math.inf, math.inf)
     return _attention(*given, alpha, bias, mask, sink)
 
 

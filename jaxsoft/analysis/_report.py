@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from jaxsoft._core import validation
+from jaxsoft._core import options, validation
 from jaxsoft._core.axes import ClassAxis, classes_last, one_hot, take
 from jaxsoft._core.sizes import known
 from jaxsoft._functions.entropy import entropy
@@ -116,7 +116,7 @@ def jacobian_report(
     x = validation.floating(name, "logits", logits)
     axes = validation.axes(name, axis, x.ndim)
     where = validation.mask(name, where, x.shape)
-    scale = validation.temperature(name, temperature, x.shape, axes)
+    scale = options.temperature(name, temperature, x.shape, axes)
     return _report(x, where, scale, axes=axes)
 
 
