@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxsoft._core import devices, programs
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.devices import Mesh
+from jaxsoft._rows import jacobian_product
 
 jit = functools.partial(jax.jit, static_argnames="mesh")
 
@@ -97,19 +98,19 @@ def complement(
 # ------------------------------------------------------------------------- products with vectors
 
 
-# C is blind to a constant (sink included), so one is subtracted first: with P = I - 1 wᵀ and any
-# weights w that sum to 1, C = Pᵀ C P. As w serves the class that holds more than half of the total,
-# if there is one, so that its entry, the sum of the others, is not a difference; else a, which
-# takes a common offset out of v before it can round.
+# C is t times the Jacobian of softmax at the fractions a, and is centred as that is: see
+# `_rows/jacobian_product.py`. With P = I - 1 wᵀ, C = Pᵀ C P.
 def anchor(
     a: Float[Array, "*b n"], a0: Float[Array, "*b"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """w, and its entry for the sink."""
+    w, w0 = jacobian_product.anchor([a, a0[..., None]], _flat(a, a0, mesh))
+    return w, w0[..., 0]
+
+
+def _flat(a: Array, a0: Array, mesh: Mesh | None) -> Array:
     a, a0 = lax.stop_gradient((a, a0))
-    top, sink_top = dominant(a), dominant(a0)
-    dominated = (_largest(top.astype(a.dtype), mesh) > 0) | sink_top
-    w = jnp.where(dominated[..., None], top.astype(a.dtype), a)
-    return w, jnp.where(dominated, sink_top.astype(a.dtype), a0)
+    return jacobian_product.flatness(jnp.maximum(_largest(a, mesh), a0))[..., None]
 
 
 def centred(
@@ -120,11 +121,13 @@ def centred(
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
     """v - ⟨a, v⟩, the mean being over the classes and the sink, and its entry for the sink."""
-    w, w0 = anchor(a, a0, mesh)
-    shift = total(w * v, mesh) + w0 * v0
-    u, u0 = v - shift[..., None], v0 - shift
-    mean = total(a * u, mesh) + a0 * u0
-    return u - mean[..., None], u0 - mean
+    v0 = jnp.broadcast_to(jnp.asarray(v0, a0.dtype), a0.shape)
+    shares, axis = [a, a0[..., None]], ClassAxis(a.ndim - 1, mesh)
+    weights = jacobian_product.anchor(shares, _flat(a, a0, mesh))
+    u, u0 = jacobian_product.centred(
+        shares, [v, v0[..., None]], weights, axis, jacobian_product.total
+    )
+    return u, u0[..., 0]
 
 
 @jit

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import class_ids, options, validation
 from jaxsoft._rows.logits import compute_dtype
-from jaxsoft._simplex import formulas, indexing
+from jaxsoft._simplex import changes, formulas, indexing
 from jaxsoft._simplex.matrix import SimplexMatrix
 
 
