@@ -145,7 +145,7 @@ def _in_type(given: Any, index: int | None, dtype: Any, xp: ModuleType) -> tuple
         held = np.iinfo(given.dtype)
         return given, index if index is not None and held.min <= index <= held.max else None
     exists = (given >= 0) & (given < limits.max)
-    signed = xp.where(exists, given, limits.max).astype(dtype)
+    signed = xp.where(exists, xp.where(exists, given, 0).astype(dtype), limits.max).astype(dtype)
     if given.dtype.kind != "O" and index is not None:
         held = np.iinfo(given.dtype)
         index = index if held.min <= index <= held.max else None

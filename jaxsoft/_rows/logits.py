@@ -148,7 +148,8 @@ def divided(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "...
     """x / y for y > 0, with derivatives that have the range of the type."""
     finfo = jnp.finfo(y.dtype)
     power = lax.reduce_precision(lax.stop_gradient(y), finfo.nexp, 0)
-    scale = 1 / jnp.clip(power, finfo.tiny, 1 / finfo.tiny)
+    tiny = float(finfo.tiny)
+    scale = 1 / jnp.clip(power, tiny, 1 / tiny)
     return (x * scale) / (y * scale)
 
 
