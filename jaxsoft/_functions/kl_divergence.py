@@ -113,7 +113,11 @@ def _divergence_pullback(
     p, q = of_z.classes, probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
     quarter = _quarter_ratio(z, w, p, z_row, w_row, axis)
     slope = jacobian_product(of_z, Vector(quarter, None), axis).classes
-    w_bar = valued(q - p, _difference(p, q, 4 * quarter))
+    difference = _difference(p, q, 4 * quarter)
+    # The differences sum to 0: that of a class above 1/2 is minus the sum of the others.
+    top = p > 0.5
+    others = axis.expand(axis.sum(jnp.where(top, 0, difference)))
+    w_bar = valued(q - p, jnp.where(top, -others, difference))
     cotangent = axis.expand(jnp.where(z_row.rest == -1, 0, cotangent))
     return -4 * cotangent * slope, cotangent * w_bar, None, None
 
