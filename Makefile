@@ -18,7 +18,7 @@ OLDEST_NUMPY := numpy==1.26.0 scipy==1.11.2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest fuzz lint format bench bench-deviceless clean
+.PHONY: help demo test test-all test-oldest fuzz lint format bench bench-deviceless clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -27,8 +27,18 @@ help: ## print this list
 demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this machine
 	$(BIN)/python -m jaxsoft $(ARGS)
 
-test: $(VENV)/.installed-test ## run everything: unit tests, doctests, notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+# The status of pytest where ARGS select no test.
+NONE := [ $$? -eq 5 ]
+
+# Most of the time of the tests is that of XLA's optimisation, which equality does not need.
+test: $(VENV)/.installed-test ## run what a contributor needs: all but what is marked as slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not optimised" $(ARGS) || $(NONE)
+	$(PYTEST) -m "optimised and not slow" $(ARGS) || $(NONE)
+
+test-all: $(VENV)/.installed-test ## run everything, with notebooks, examples, suites of peers
+	$(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST_VENV)/.installed ## run the unit tests with the lowest supported jax
 	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \

@@ -29,3 +29,14 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_enable_x64", not isinstance(request.node, pytest.DoctestItem))
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+# Tests that take longer than the rest together: `make test` leaves them to `make test-all`.
+_SLOW = {"notebook", "example", "peer"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow by its kind."""
+    for item in items:
+        if _SLOW & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.slow)
