@@ -13,6 +13,8 @@ from jaxsoft._rows import cpu
 from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, EPS, Exact, rows
 
+pytestmark = pytest.mark.optimised
+
 WIDE = ("float32", "float64")
 TABLE = [(dtype, name) for dtype in DTYPES for name in rows(dtype)]
 

@@ -340,6 +340,7 @@ def test_a_model_holds_its_own_temperature_and_mask():
     close(product, np.einsum("id,in->dn", x, of_logits) / temperature / 5, 1e-13)
 
 
+@pytest.mark.optimised
 def test_inputs_of_a_confident_example():
     # In float32 1 - p is 0 here, and squares of the small probabilities underflow.
     w, b = np.array([[1.0, 2.0], [0.5, -1.0], [-2.0, 1.0]]), np.array([80.0, 0.0, 1.0])

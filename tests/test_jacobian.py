@@ -956,6 +956,7 @@ def gradients(fun, x):
     return [np.asarray(gradient(x.astype(t), W.astype(t)), float) for t in (np.float32, float)]
 
 
+@pytest.mark.optimised
 # What a derivative divides by, a sum of weights of 1e-35 or of 1e25, has no square in float32.
 @pytest.mark.parametrize("sink", [None, 1.0])
 @pytest.mark.parametrize("name", OF_A_ROW)

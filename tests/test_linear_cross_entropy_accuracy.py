@@ -8,6 +8,8 @@ from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, Exact
 from tests.unfused import LIMIT, filled, fused, magnitudes, plain, problem
 
+pytestmark = pytest.mark.optimised
+
 # ------------------------------------------------------------------------------ exactness
 
 CLASSES, PLACES = 11, (0, 5, 8, 10)  # in chunks of 4: the last begins at 7 and counts from 8 on

@@ -16,6 +16,8 @@ from jaxsoft._rows.statistics import RowLogits, united
 from jaxsoft.testing import error_in_eps
 from tests.exact import Exact, rows
 
+pytestmark = pytest.mark.optimised
+
 INF, NAN = np.inf, np.nan
 TABLE = {
     (dtype, name): row

@@ -520,6 +520,7 @@ def test_16_bit_types(dtype, wrong):
     assert set(failures(bad, x, modes=modes)) == set(modes) - {"value"}
 
 
+@pytest.mark.optimised
 def test_the_scale_of_a_vanishing_derivative():
     def zero(x):
         return jax.nn.logsumexp(jax.nn.log_softmax(x))
