@@ -108,7 +108,9 @@ def _compile(options: argparse.Namespace) -> Iterator[str | Grid]:
 def _programs(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield programs.CAPTION
     cases = tracked(programs.cases(quick=options.quick), "programs")
-    yield Grid(programs.COLUMNS, tuple(programs.measure(case) for case in cases))
+    yield Grid(
+        programs.COLUMNS, tuple(programs.measure(case, quick=options.quick) for case in cases)
+    )
 
 
 SECTIONS: dict[str, tuple[str, Section]] = {

@@ -643,6 +643,7 @@ def exported(fun, sizes):
     return jax.export.export(jax.jit(fun))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
 def test_the_report_is_exported(symbolic, sizes):
     pytest.importorskip("flatbuffers", reason="JAX writes programs by it")
@@ -667,6 +668,7 @@ def of_models(x):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
 def test_products_with_models_are_exported(symbolic, sizes):
     program = exported(of_models, sizes)

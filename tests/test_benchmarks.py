@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import accuracy, compilation, jacobian, linear, memory, speed, targets
+from benchmarks import accuracy, compilation, jacobian, linear, memory, programs, speed, targets
 from jaxsoft._demo.timing import Timing
 
 CASE = linear.Case((60, 8, 90), "float32")
@@ -62,6 +62,7 @@ def test_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
     program = compilation.Compiled((0.1, 0.2, 0.3, 0.6), 1000, 20)
     monkeypatch.setattr(compilation, "compiled", lambda function, args: program)
+    monkeypatch.setattr(programs, "compiled", lambda function, args: program)
     output = tmp_path / "results.md"
     assert command.main(["--quick", "--seconds", "0.001", "--output", str(output)]) == 0
     printed, written = capsys.readouterr().out, output.read_text()
@@ -94,6 +95,11 @@ def test_results(monkeypatch, capsys, tmp_path):
         "equations of the jaxpr": ["1,000", "1,000", "1.00"],
         "instructions of the compiled HLO": ["20", "20", "1.00"],
     }
+
+    sizes = table(written, " | ".join(programs.COLUMNS))
+    assert len(sizes) == len(programs.QUANTITIES) * len(programs.DERIVATIVES)
+    size = ["10", "1.00 (1000/1000)", "1.00 (20/20)", "1.0 (100/100)"]
+    assert sizes["loss, gradient of that"] == size
 
     layers = table(written, " | ".join(linear.COLUMNS))
     assert list(layers) == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
@@ -259,3 +265,15 @@ def test_a_candidate_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: None)
     result = linear.measure(linear.Case((4, 2, 3), "bfloat16"), 0.001, 0)
     assert result.left_out == ("broken: left out, NotImplementedError: not on this device",)
+
+
+@pytest.mark.parametrize(
+    "case", programs.cases(quick=True), ids=lambda case: f"{case.quantity}-{case.derivative}"
+)
+def test_programs_of_derivatives_are_small(case):
+    x, derivative = jnp.ones((programs.ROWS, case.n)), programs.DERIVATIVES[case.derivative]
+    own, peer = (
+        compilation.equations(jax.make_jaxpr(derivative(function))(x).jaxpr)
+        for function in programs.QUANTITIES[case.quantity]
+    )
+    assert 10 < own <= 2 * peer

@@ -791,6 +791,7 @@ def symbolic(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["b, 6", "b, n"])
 def test_export_with_symbolic_sizes(symbolic, sizes):
     pytest.importorskip("flatbuffers", reason="JAX writes programs by it")

@@ -753,6 +753,7 @@ def of_everything(x, w, labels):
     return {name: jax.value_and_grad(fun)(x) for name, fun in scalars.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["b, 6", "6, n", "b, n"])
 def test_every_function_is_exported_with_symbolic_sizes(unchecked, sizes):
     constraints = ["n >= 4"] if "n" in sizes else []
@@ -770,6 +771,7 @@ def test_every_function_is_exported_with_symbolic_sizes(unchecked, sizes):
 # --------------------------------------------------------------------------- jax_debug_nans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [True, False])
 def test_no_nan_on_valid_input(off):
     x = jnp.array([[1.0, 2.0, 0.5], [0.1, -INF, 0.3], [-INF, -INF, -INF]])

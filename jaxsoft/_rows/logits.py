@@ -14,7 +14,7 @@ from jaxsoft._core.autodiff import jvp_from_vjp
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
 
-LONG = 4096  # rows with more entries than this are long
+_LONG = 4096  # rows with more entries than this are long
 _SATURATED = 1e4  # a number whose tanh is 1 in every type
 
 
@@ -168,7 +168,7 @@ def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array
 def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The maximum of each row; the lowest finite number for a row of -inf alone."""
     lowest = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype)
-    if known(lambda: z.shape[axis] <= LONG, True):
+    if known(lambda: z.shape[axis] <= _LONG, True):
         return jnp.maximum(jnp.max(z, axis), lowest)
     # XLA:CPU (jax 0.10) fuses the maximum of a long row with its exponentials if nothing stands
     # between the two. Short ones do not start from a finite number: in a reduction over one entry,
