@@ -271,3 +271,20 @@ def test_the_gradient_of_a_divergence_of_confident_rows(offset):
     p, q = Exact(x).p, Exact(y).p
     exact = [float(b - a) for a, b in zip(p, q, strict=True)]
     within(error_in_eps(gradient, np.array(exact)), 8 + Exact(x).gaps.max() / 2)
+
+
+@pytest.mark.parametrize("name", ["random n=10", "gap 20, spread"])
+def test_a_common_offset_in_both_modes_where_devices_share_the_classes(name):
+    exact = exact_row("float32", name)
+    v = (np.random.default_rng(1).normal(size=10) + 1000).astype(np.float32)
+
+    def divided(x):
+        of_part = jax.vmap(lambda x: jaxsoft.softmax(x, axis_name="i"), axis_name="i")
+        return of_part(x.reshape(5, 2)).reshape(10)
+
+    product, spread = exact.jacobian_product(v)
+    (pulled,) = jax.vjp(divided, exact.row)[1](v)
+    _, pushed = jax.jvp(divided, (exact.row,), (v,))
+    for found in (pulled, pushed):
+        errors = error_in_eps(found, exact.rounded(product), scale=spread)
+        within(errors, 8 + exact.gaps.max())

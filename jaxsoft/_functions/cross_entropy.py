@@ -208,13 +208,13 @@ def _cross_entropy(
         factors = weights
         finite = _all(x < jnp.inf if where is None else (x < jnp.inf) | ~where, axis)
         finite = finite if ids else finite & _all(jnp.isfinite(labels), axis)
-    counted = examples(factors, valid, ignored, finite)
+    factors, ignored = examples(factors, valid, ignored, finite)
 
     def silenced(a: Array, value: int) -> Array:
         """Without what ignored examples hold: a cotangent of 0 does not silence a NaN."""
-        if counted.ignored is None:
+        if ignored is None:
             return a
-        return jnp.where(axis.expand(counted.ignored), value, a)
+        return jnp.where(axis.expand(ignored), value, a)
 
     def logits() -> Logits:
         z = silenced(x, 0)
@@ -224,7 +224,7 @@ def _cross_entropy(
         return prepare(z, axis, where, scale)
 
     def losses(logits: Logits, row: Row) -> Array:
-        z, row = logits.z, row._replace(rest=spoiled(row.rest, valid, counted.ignored))
+        z, row = logits.z, row._replace(rest=spoiled(row.rest, valid, ignored))
         of_classes = jnp.ones(z.shape[axis.position], dtype)
         if class_weights is not None:
             of_classes = class_weights
@@ -251,12 +251,12 @@ def _cross_entropy(
             # A row without a class has no partition function; its loss is infinite as it is.
             log_partition = jnp.where(row.rest == -1, 0, log_partition)
         label_loss = devices.joined(label_loss, mesh)
-        return token_loss(label_loss, of_label, smoothing, z_loss, log_partition, counted.ignored)
+        return token_loss(label_loss, of_label, smoothing, z_loss, log_partition, ignored)
 
     _, out = from_statistics(losses, logits, axis, label=place)
     if weights is not None:
-        out = weighted(counted.weights, out)
-    return reduced(out, counted.weights, reduction)
+        out = weighted(factors, out)
+    return reduced(out, factors, reduction)
 
 
 def _row_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:

@@ -19,20 +19,6 @@ def check_reduction(function: str, reduction: Any) -> None:
         )
 
 
-class Examples(NamedTuple):
-    """How much the examples count.
-
-    Attributes:
-        weights: 0 or more; 0 for those that are ignored.
-        valid: whether the label exists.
-        ignored: those that count for nothing whatever they hold; None for none of them.
-    """
-
-    weights: Float[Array, "..."]
-    valid: Bool[Array, "..."]
-    ignored: Bool[Array, "..."] | None
-
-
 def spoiled(
     statistic: Float[Array, "..."],
     valid: Bool[Array, "..."],
@@ -47,10 +33,11 @@ def examples(
     valid: Bool[Array, "..."],
     ignored: Bool[Array, "..."] | None,
     finite: Bool[Array, "..."] | None,
-) -> Examples:
-    """Ignores what has no weight and cannot be computed either.
+) -> tuple[Float[Array, "..."], Bool[Array, "..."] | None]:
+    """The weights of examples, 0 for those that are ignored, and which these are.
 
-    Of what can, the derivative by the weight counts.
+    Ignored is as well what has no weight and cannot be computed either. Of what can, the derivative
+    by the weight counts.
 
     Args:
         weights: 0 or more.
@@ -62,7 +49,7 @@ def examples(
         absent = (weights == 0) & ~(valid & finite)
         ignored = absent if ignored is None else ignored | absent
     weights = weights if ignored is None else jnp.where(ignored, 0, weights)
-    return Examples(weights, valid, ignored)
+    return weights, ignored
 
 
 class Smoothing(NamedTuple):

@@ -242,7 +242,7 @@ def _linear_cross_entropy(
     finite = None
     if weights is not None:
         factors, finite = weights.reshape(-1), jnp.all(jnp.isfinite(x), 1)
-    factors, _, ignored = examples(factors, valid, ignored, finite)
+    factors, ignored = examples(factors, valid, ignored, finite)
     if is_empty(labels) or known(lambda: n == 0, False):
         lost = jnp.full(labels.shape, jnp.nan, dtype)
         out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))

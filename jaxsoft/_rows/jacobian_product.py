@@ -71,14 +71,14 @@ def jacobian_product(p: Probabilities, v: Vector, axis: ClassAxis, *, free: bool
 def centred(
     ps: list[Array],
     vs: list[Array],
-    weights: list[Array],
+    flat: Array,
     axis: ClassAxis,
     total: Callable[[list[Array], ClassAxis], Array],
     *,
     free: bool = False,
 ) -> list[Array]:
     """v - ⟨p, v⟩, of the classes and the sink."""
-    c = total(list(map(jnp.multiply, weights, vs)), axis)
+    c = total(list(map(jnp.multiply, anchor(ps, flat), vs)), axis)
     us = [v - c for v in vs]
     mean = total(list(map(jnp.multiply, ps, us)), axis)
     if free:  # c Σp less its value: for the derivative
@@ -105,7 +105,7 @@ def product(
     """J v, given how to sum over a row and how to leave out classes of probability 0."""
     ps, vs = _entries(p.classes, p.sink, axis), _entries(v.classes, v.sink, axis)
     vs = list(map(present, ps, vs))
-    vs = centred(ps, vs, anchor(ps, axis.expand(p.flat)), axis, total, free=free)
+    vs = centred(ps, vs, axis.expand(p.flat), axis, total, free=free)
     return _vector([present(p, p * v) for p, v in zip(ps, vs, strict=True)], axis)
 
 
@@ -156,16 +156,17 @@ PRODUCT_OF_FREE.transpose_to(PRODUCT_OF_FREE)
 # Among several devices JAX transposes the sums that they exchange. The entries of J v sum to 0, so
 # that Pᵀ changes nothing but the rounding; but Pᵀ J P is symmetric as a program too.
 def _symmetric(p: Probabilities, v: Vector, axis: ClassAxis) -> Vector:
-    ys = _without_sum(p, portable(p, v, axis=axis), axis)
-    return _vector(list(map(of_present, _entries(p.classes, p.sink, axis), ys)), axis)
+    ps = _entries(p.classes, p.sink, axis)
+    ys = _entries(*portable(p, v, axis=axis), axis)
+    ys = _without_sum(ys, anchor(ps, axis.expand(p.flat)), axis)
+    return _vector(list(map(of_present, ps, ys)), axis)
 
 
 # The transpose of v ↦ v - ⟨p, v⟩ is y ↦ y - p Σy, and that of v ↦ v - ⟨w, v⟩ is y ↦ y - w Σy.
-def _without_sum(p: Probabilities, y: Vector, axis: ClassAxis) -> list[Array]:
-    """y - w Σy: what a class above 1/2 has becomes minus the sum of the others."""
-    ps, ys = _entries(p.classes, p.sink, axis), _entries(*y, axis)
+def _without_sum(ys: list[Array], weights: list[Array], axis: ClassAxis) -> list[Array]:
+    """y - w Σy: with w = 1 for one class, what it has becomes minus the sum of the others."""
     excess = total(ys, axis)
-    return [y - lax.stop_gradient(jnp.ceil(q - 0.5)) * excess for y, q in zip(ys, ps, strict=True)]
+    return [y - w * excess for y, w in zip(ys, weights, strict=True)]
 
 
 def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> Vector:
@@ -175,7 +176,6 @@ def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> V
     """
     if axis.mesh is None:
         return PULLBACK(p, Vector(y, None), axis=axis)
-    p = p._replace(flat=devices.copied(p.flat, p.classes, axis.mesh))
     z = portable_log_pullback(p, Vector(y, None), axis=axis)
     return z._replace(sink=devices.shares(z.sink, p.classes, axis.mesh))
 
@@ -183,15 +183,17 @@ def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> V
 def portable_log_pullback(p: Probabilities, y: Vector, *, axis: ClassAxis) -> Vector:
     """The same as every platform can compute it."""
     of_y = total([y.classes], axis)
-    q, *q_sink = _entries(p.classes, p.sink, axis)
-    zs = [y.classes - q * of_y, *(-q * of_y for q in q_sink)]
-    return _vector(_without_sum(p, _vector(zs, axis), axis), axis)
+    ps = _entries(p.classes, p.sink, axis)
+    zs = [y.classes - ps[0] * of_y, *(-q * of_y for q in ps[1:])]
+    # In a row without a class above 1/2 the sum is rounding, and may stay.
+    tops = [lax.stop_gradient(jnp.ceil(q - 0.5)) for q in ps]
+    return _vector(_without_sum(zs, tops, axis), axis)
 
 
 def portable_log_pushforward(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
     """v - ⟨p, v⟩ as every platform can compute it."""
     ps, vs = _entries(p.classes, p.sink, axis), _entries(*v, axis)
-    return Vector(centred(ps, vs, anchor(ps, axis.expand(p.flat)), axis, total)[0], None)
+    return Vector(centred(ps, vs, axis.expand(p.flat), axis, total)[0], None)
 
 
 PULLBACK = Linear(

@@ -24,8 +24,7 @@ def rowwise(
     The function gets the arrays with these axes merged into one, each made to differ along the
     mesh axes along which one of them does, the axis by the name of `axis`, and the static options.
     An array with fewer axes than the first belongs to the rows, or to the classes, and stays as it
-    is. The function returns arrays with the merged axis, or without it, or a
-    number.
+    is. The function returns arrays with the merged axis, or without it, or a number.
 
     Args:
         places: the axes of the results, as `programs.program` takes them.

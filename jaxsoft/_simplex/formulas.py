@@ -123,10 +123,8 @@ def centred(
     """v - ⟨a, v⟩, the mean being over the classes and the sink, and its entry for the sink."""
     v0 = jnp.broadcast_to(jnp.asarray(v0, a0.dtype), a0.shape)
     shares, axis = [a, a0[..., None]], ClassAxis(a.ndim - 1, mesh)
-    weights = jacobian_product.anchor(shares, _flat(a, a0, mesh))
-    u, u0 = jacobian_product.centred(
-        shares, [v, v0[..., None]], weights, axis, jacobian_product.total
-    )
+    flat, vs = _flat(a, a0, mesh), [v, v0[..., None]]
+    u, u0 = jacobian_product.centred(shares, vs, flat, axis, jacobian_product.total)
     return u, u0[..., 0]
 
 
