@@ -32,10 +32,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist workstea
 # The status of pytest where ARGS select no test.
 NONE := [ $$? -eq 5 ]
 
-# Most of the time of the tests is that of XLA's optimisation, which equality does not need.
+# Two parts: what needs no optimised programs, and the rest. The annotations are checked by test-all.
 test: $(VENV)/.installed-test ## run what a contributor needs: all but what is marked as slow
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not optimised" $(ARGS) || $(NONE)
-	$(PYTEST) -m "optimised and not slow" $(ARGS) || $(NONE)
+	$(PYTEST) --jaxtyping-packages= --unoptimised -m "not slow and not optimised" $(ARGS) || $(NONE)
+	$(PYTEST) --jaxtyping-packages= -m "optimised and not slow" $(ARGS) || $(NONE)
 
 test-all: $(VENV)/.installed-test ## run everything, with notebooks, examples, suites of peers
 	$(PYTEST) $(ARGS)

@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent promotion of ranks or dtypes, float64 at hand."""
 
 import gc
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -21,6 +22,27 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 # Other examples in every run, and many.
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=100_000)
+
+# Two thirds of the time of the tests is that of XLA's compiler. What asks for equality, messages
+# or shapes needs no fast programs; digits, memory and what is fused are marked as `optimised`.
+_UNOPTIMISED = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if jax.__version_info__ < (0, 11):  # later ones have this compiler alone
+    _UNOPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--unoptimised`, by which `make test` compiles."""
+    parser.addoption("--unoptimised", action="store_true", help="compile without optimisation")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the flags before XLA reads them; processes that a test starts inherit them."""
+    if config.getoption("--unoptimised"):
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_UNOPTIMISED])
 
 
 @pytest.fixture(autouse=True)

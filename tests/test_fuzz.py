@@ -1,6 +1,7 @@
 """Random rows of every kind against longer arithmetic: `make fuzz` runs many more of them."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -159,7 +160,11 @@ def test_any_row(case):
     close(p, wanted.p, limits(case, wanted.gaps))
     # Beyond the largest number log_p is -inf or the largest negative one.
     beyond = np.abs(wanted.log_p) > float(jnp.finfo(case.x.dtype).max) / 2
-    close(log_p, wanted.log_p, limits(case, wanted.widest) + 4, among=~beyond)
+    # So are terms of Σ exp: as many as a row has.
+    axes = case.axis if isinstance(case.axis, tuple) else (case.axis,)
+    n = math.prod(case.x.shape[axis] for axis in axes)
+    scale = np.maximum(np.abs(wanted.log_p), n * tiny / EPS[case.x.dtype.name])
+    close(log_p, wanted.log_p, limits(case, wanted.widest) + 4, scale, among=~beyond)
     # Numbers that underflow before they are divided by the temperature are lost.
     unit = 1 if case.temperature is None else 1 / case.temperature.astype(np.float64)
     lost = tiny / EPS[case.x.dtype.name] * np.maximum(unit, 1)
@@ -235,11 +240,11 @@ def within(array, expected, scale, lost=0.0):
     array = np.asarray(array)
     info = jnp.finfo(array.dtype)
     assert not np.any(np.isnan(array))
-    finite = np.abs(expected) < float(info.max) / 8
     unit = np.longdouble(info.eps if array.dtype.itemsize >= 4 else jnp.finfo("float32").eps)
     allowed = unit * scale + 4 * float(info.tiny) + lost
     if array.dtype.itemsize < 4:
         allowed = allowed + 0.51 * float(info.eps) * np.abs(expected)
+    finite = np.abs(expected) + allowed < float(info.max) / 8
     with np.errstate(invalid="ignore"):
         error = np.abs(np.where(finite, array.astype(np.longdouble) - expected, 0))
         excess = np.where(finite, error / allowed, 0)
@@ -731,7 +736,9 @@ def test_weights_and_reductions(program, seed, bad):
     )
     parts = of.p * (mass - y), y * np.stack(others, -1)
     slope, scale = parts[0] - parts[1], parts[0] + parts[1]
-    within(by_x, factor[:, None] * slope, limit[:, None] * factor[:, None] * scale)
+    factor = factor[:, None]
+    lost = factor * float(jnp.finfo(name).tiny)  # a probability below the smallest normal number
+    within(by_x, factor * slope, limit[:, None] * factor * scale, lost)
     # By the weight of an example: its loss, and in the mean what is left of it above the mean.
     counts = ~ignored & (~(bad & (w == 0)))
     mean = weighted.sum() if reduction == "mean" else 0
