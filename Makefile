@@ -14,11 +14,12 @@ OLDEST_VENV := .venv-oldest
 OLDEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $(PYTHON))
 # The lowest that the lowest jax accepts on Python 3.11 and 3.12.
 OLDEST_NUMPY := numpy==1.26.0 scipy==1.11.2
+NEWEST_VENV := .venv-newest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-oldest fuzz lint format bench bench-deviceless clean
+.PHONY: help demo test test-all test-oldest test-newest fuzz lint format bench bench-deviceless clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -27,7 +28,9 @@ help: ## print this list
 demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this machine
 	$(BIN)/python -m jaxsoft $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+TESTS := -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+UNIT_TESTS := $(TESTS) -m "not notebook and not example and not peer"
+PYTEST := $(BIN)/python $(TESTS)
 
 # The status of pytest where ARGS select no test.
 NONE := [ $$? -eq 5 ]
@@ -41,8 +44,10 @@ test-all: $(VENV)/.installed-test ## run everything, with notebooks, examples, s
 	$(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST_VENV)/.installed ## run the unit tests with the lowest supported jax
-	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
-		-m "not notebook and not example and not peer" $(ARGS)
+	$(OLDEST_VENV)/bin/python $(UNIT_TESTS) $(ARGS)
+
+test-newest: $(NEWEST_VENV)/.installed ## run the unit tests with the newest jax: make PYTHON=python3.13 test-newest
+	$(NEWEST_VENV)/bin/python $(UNIT_TESTS) $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## run 100,000 random cases
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
@@ -62,8 +67,16 @@ bench: $(VENV)/.installed-bench ## measure accuracy, speed and memory; write ben
 bench-deviceless: $(DEVICELESS_VENV)/.installed ## count what an H100 would run, without one
 	$(DEVICELESS_VENV)/bin/python -m benchmarks.deviceless $(ARGS)
 
+# Python 3.11 is too old for it.
+$(NEWEST_VENV)/.installed: pyproject.toml jaxsoft/__init__.py
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 12))" || \
+		{ echo "the newest jax needs Python 3.12 or later: make PYTHON=python3.13 test-newest"; exit 1; }
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --editable ".[demo,unit]"
+	@touch $@
+
 clean: ## remove the environments, the caches and what was built
-	rm -rf $(VENV) $(DEVICELESS_VENV) $(OLDEST_VENV) build dist
+	rm -rf $(VENV) $(DEVICELESS_VENV) $(OLDEST_VENV) $(NEWEST_VENV) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -81,13 +81,12 @@ class SimplexOperator(lx.AbstractLinearOperator):
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape [n] and the dtype of the weights."""
-        weights = self.jacobian.weights
-        return jax.ShapeDtypeStruct(weights.shape, weights.dtype)
+        return jax.ShapeDtypeStruct(self.jacobian.weights.shape, self.jacobian.dtype)
 
-    def out_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape [n] and the dtype of the weights."""
-        return self.in_structure()
+    out_structure = in_structure
 
+
+lx.diagonal.register(SimplexOperator, lambda operator: operator.jacobian.diagonal())
 
 for _same in (lx.linearise, lx.conj):
     _same.register(SimplexOperator, lambda operator: operator)
@@ -110,11 +109,6 @@ for _fails in (
 @lx.materialise.register(SimplexOperator)
 def _(operator: SimplexOperator) -> lx.MatrixLinearOperator:
     return lx.MatrixLinearOperator(operator.as_matrix(), lx.positive_semidefinite_tag)
-
-
-@lx.diagonal.register(SimplexOperator)
-def _(operator: SimplexOperator) -> Float[Array, " n"]:
-    return operator.jacobian.diagonal()
 
 
 @lx.tridiagonal.register(SimplexOperator)
@@ -169,7 +163,6 @@ class SimplexSolver(lx.AbstractLinearSolver[_State]):
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> _State:
         """Takes the Jacobian and the multiple of the identity out of the operator."""
-        del options
         jacobian, multiple = _parts(operator)
         if jacobian is None:
             raise _unsolvable(operator)
@@ -179,7 +172,6 @@ class SimplexSolver(lx.AbstractLinearSolver[_State]):
         self, state: _State, vector: Float[Array, " n"], options: dict[str, Any]
     ) -> tuple[Float[Array, " n"], lx.RESULTS, dict[str, Any]]:
         """Solves, in O(n)."""
-        del options
         jacobian, damping = state
         # `Any`, for a type checker takes the items of this enumeration for strings.
         result: Any = lx.RESULTS.successful

@@ -339,7 +339,6 @@ def test_exchange_between_devices_has_a_place():
 LONG = {
     "_simplex.matrix": "the methods of SimplexJacobian",
     "_simplex.operator": "the class itself",
-    "plot": "a function for each figure",
 }
 
 

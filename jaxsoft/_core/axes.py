@@ -63,13 +63,9 @@ class ClassAxis(NamedTuple):
         return one_hot(place, z.shape, self.position)
 
 
-@overload
-def merge_axes(x: Array, axes: tuple[int, ...]) -> Array: ...
-@overload
-def merge_axes(x: None, axes: tuple[int, ...]) -> None: ...
-def merge_axes(x: Array | None, axes: tuple[int, ...]) -> Array | None:
-    """Returns `x` with several axes as one, the last; with one axis, or None, as it is."""
-    if x is None or len(axes) == 1:
+def merge_axes(x: Array, axes: tuple[int, ...]) -> Array:
+    """Returns `x` with several axes as one, the last; with one axis as it is."""
+    if len(axes) == 1:
         return x
     kept = [a for a in range(x.ndim) if a not in axes]
     merged = math.prod(x.shape[a] for a in axes)
@@ -96,9 +92,7 @@ def classes_last(x: Array, axes: tuple[int, ...]) -> Array: ...
 def classes_last(x: None, axes: tuple[int, ...]) -> None: ...
 def classes_last(x: Array | None, axes: tuple[int, ...]) -> Array | None:
     """Returns `x` with the axes as one, the last; None as it is."""
-    if x is None:
-        return None
-    return jnp.moveaxis(merge_axes(x, axes), merged_axis(x.ndim, axes), -1)
+    return None if x is None else jnp.moveaxis(merge_axes(x, axes), merged_axis(x.ndim, axes), -1)
 
 
 def take(z: Float[Array, "..."], index: Int[Array, "..."], axis: int) -> Float[Array, "..."]:

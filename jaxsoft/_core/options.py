@@ -38,7 +38,7 @@ def temperature(
     function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
 ) -> Array | None:
     """As `per_row`; None stands for a temperature of one, for which nothing is divided."""
-    if isinstance(value, (bool, int, float, np.generic)):
+    if _is_number(value):
         number = float(value)
         if not number > 0:
             raise ValueError(f"{function}: temperature must be positive, got {value}")
@@ -48,6 +48,11 @@ def temperature(
     if value is None:
         raise TypeError(f"{function}: temperature must be an array or a number, got NoneType")
     return per_row(function, "temperature", value, shape, reduced)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether the value is known: an array may be traced."""
+    return isinstance(value, (bool, int, float, np.generic))
 
 
 def _normal(number: float) -> float:
@@ -71,7 +76,7 @@ def number(
         if value.ndim:
             raise ValueError(f"{function}: {argument} must be a scalar, got shape {value.shape}")
         return value
-    if not isinstance(value, (bool, int, float, np.generic)):
+    if not _is_number(value):
         raise TypeError(f"{function}: {argument} must be a number, got {described(value)}")
     number = float(value)
     above = low < number if open_low else low <= number
@@ -103,7 +108,7 @@ def non_negative(
 ) -> Array:
     """Returns an array broadcast to `shape`; one given as a number must be 0 or more."""
     array = floating(function, argument, value)
-    if isinstance(value, (bool, int, float, np.generic)) and not float(value) >= 0:
+    if _is_number(value) and not float(value) >= 0:
         raise ValueError(f"{function}: {argument} must be 0 or more, got {value}")
     return broadcast(function, argument, array, shape, wanted)
 
@@ -113,7 +118,7 @@ def positive(
 ) -> Array:
     """Returns an array broadcast to `shape`; one given as a number must be positive."""
     array = floating(function, argument, value)
-    if isinstance(value, (bool, int, float, np.generic)) and not float(value) > 0:
+    if _is_number(value) and not float(value) > 0:
         raise ValueError(f"{function}: {argument} must be positive, got {value}")
     return broadcast(function, argument, array, shape, wanted)
 

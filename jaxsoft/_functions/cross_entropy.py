@@ -6,24 +6,17 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import class_ids, devices, options, programs, validation
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
-from jaxsoft._functions.label_loss import expected, negative_log_likelihood
+from jaxsoft._functions import token_loss
+from jaxsoft._functions.label_loss import label_loss, target_loss
 from jaxsoft._functions.logsumexp import log_normalizer
-from jaxsoft._functions.token_loss import (
-    Reduction,
-    Smoothing,
-    check_reduction,
-    examples,
-    reduced,
-    spoiled,
-    token_loss,
-    weighted,
-)
-from jaxsoft._rows.logits import Logits, cap, compute_dtype, prepare
+from jaxsoft._functions.token_loss import Reduction
+from jaxsoft._rows.logits import Logits, cap, compute_dtype, nan_unless, prepare
 from jaxsoft._rows.rowwise import from_statistics, rowwise
 from jaxsoft._rows.statistics import Row
 
@@ -78,8 +71,8 @@ def cross_entropy(
         softcap: c > 0; finite logits are replaced by c tanh(logits / c), before any mask. An
             infinite c is no cap.
         reduction: "none" for a loss for each example, times its weight; "sum"; or "mean", which
-            divides by the total weight of what is not ignored and is 0 if that is 0. (`.mean()` of
-            the losses would count the ignored ones.)
+            divides by the total weight of the examples that are not ignored, and is 0 if that is
+            0. (`.mean()` of the losses would count the ignored ones.)
         axis_name: mesh axes over which the axis of the classes goes on; as in `softmax`. Labels are
             ids among all classes, and alike on all devices, as the loss is; target probabilities
             and `class_weights` are those of the classes here. Where labels differ between devices
@@ -120,46 +113,32 @@ def cross_entropy(
     logits = validation.array(name, "logits", logits)
     swapped = validation.is_discrete(logits)
     logits = validation.floating(name, "logits", logits)
-    axes = validation.axes(name, axis, logits.ndim)
-    rows = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
-    check_reduction(name, reduction)
+    shape, axes = logits.shape, validation.axes(name, axis, logits.ndim)
+    rows = tuple(size for a, size in enumerate(shape) if a not in axes)
+    n = math.prod(shape[a] for a in axes)
+    token_loss.check_reduction(name, reduction)
     given = labels
-    labels, ignored = class_ids.labels(
-        name, labels, logits.shape, axes, ignore_index, swapped=swapped
-    )
+    labels, ignored = class_ids.labels(name, labels, shape, axes, ignore_index, swapped=swapped)
     of_classes = "the shape of the logits; it masks classes, weights or ignore_index examples"
-    where = validation.mask(name, where, logits.shape, of_classes)
-    n = math.prod(logits.shape[a] for a in axes)
+    where = validation.mask(name, where, shape, of_classes)
     class_weights = options.per_class(
         name, "class_weights", class_weights, n, "one weight per class"
     )
     if weights is not None:
         weights = options.non_negative(name, "weights", weights, rows, "the shape of the loss")
     of_rows = {
+        "temperature": options.temperature(name, temperature, shape, axes),
         "weights": weights,
         "label_smoothing": options.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
         "z_loss": options.number_or_none(name, "z_loss", z_loss, 0, math.inf),
-        "temperature": options.temperature(name, temperature, logits.shape, axes),
         "softcap": options.softcap(name, softcap),
     }
     alike = {**of_rows, "labels": labels} if validation.is_discrete(labels) else of_rows
     mesh = validation.mesh(name, axis_name, **alike)
     class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
-    return _cross_entropy(
-        logits,
-        labels,
-        where,
-        of_rows["temperature"],
-        weights,
-        class_weights,
-        of_rows["label_smoothing"],
-        of_rows["z_loss"],
-        of_rows["softcap"],
-        axes=axes,
-        mesh=mesh,
-        ignore_index=ignored,
-        reduction=reduction,
-    )
+    arrays = (logits, labels, where, class_weights, *of_rows.values())
+    along = {"axes": axes, "mesh": mesh, "ignore_index": ignored, "reduction": reduction}
+    return _cross_entropy(*arrays, **along)
 
 
 def _places(ndim: int, *, reduction: Reduction, **along: Any) -> programs.Places:
@@ -169,7 +148,7 @@ def _places(ndim: int, *, reduction: Reduction, **along: Any) -> programs.Places
 def _nothing(logits: Array, rows: tuple[int, ...], *, reduction: Reduction, **_: Any) -> Array:
     dtype = compute_dtype(logits.dtype)
     lost = jnp.full(rows, jnp.nan if known(lambda: math.prod(rows) > 0, True) else 0, dtype)
-    return reduced(lost, jnp.ones(rows, dtype), reduction)
+    return token_loss.reduced(lost, jnp.ones(rows, dtype), reduction)
 
 
 @rowwise(places=_places, empty=_nothing, static=("ignore_index", "reduction"))
@@ -177,92 +156,81 @@ def _cross_entropy(
     x: Array,
     labels: Array,
     where: Array | None,
-    temperature: Array | None,
-    weights: Array | None,
     class_weights: Array | None,
-    label_smoothing: Array | None,
-    z_loss: Array | None,
-    softcap: Array | None,
+    temperature: Array | None,
+    *of_rows: Array | None,
     axis: ClassAxis,
     ignore_index: int | None,
     reduction: Reduction,
 ) -> Array:
-    dtype, mesh = compute_dtype(x.dtype), axis.mesh
-    weights, class_weights, label_smoothing, z_loss, softcap = (
+    dtype, at = compute_dtype(x.dtype), axis.position
+    class_weights, weights, label_smoothing, z_loss, softcap = (
         None if option is None else jnp.asarray(option, dtype)
-        for option in (weights, class_weights, label_smoothing, z_loss, softcap)
+        for option in (class_weights, *of_rows)
     )
-    ids, ignored, place = validation.is_discrete(labels), None, None
-    if ids:
-        alike = devices.agree(labels, mesh)
-        valid = (labels >= 0) & (labels < axis.count(x)) & alike
-        if ignore_index is not None:
-            ignored = (labels == ignore_index) & alike
+    rows = x.shape[:at] + x.shape[at + 1 :]
+    valid, ignored, place, finite = jnp.ones(rows, bool), None, None, None
+    if validation.is_discrete(labels):
+        valid, ignored = token_loss.labelled(labels, axis.count(x), ignore_index, axis.mesh)
         place = axis.places(jnp.where(valid, labels, 0), x)
-    else:
-        if where is not None:  # what is masked has no target
-            labels = jnp.where(where, labels, 0)
-        valid = jnp.ones(_row_shape(x, axis), bool)
-    finite, factors = None, jnp.ones(valid.shape, dtype)
+    elif where is not None:
+        labels = jnp.where(where, labels, 0)  # a masked class has no target
     if weights is not None:
-        factors = weights
-        finite = _all(x < jnp.inf if where is None else (x < jnp.inf) | ~where, axis)
-        finite = finite if ids else finite & _all(jnp.isfinite(labels), axis)
-    factors, ignored = examples(factors, valid, ignored, finite)
+        usable = x < jnp.inf if where is None else (x < jnp.inf) | ~where
+        usable = usable & jnp.isfinite(labels) if place is None else usable
+        finite = axis.sum((~usable).astype(jnp.float32)) == 0
+    factors = jnp.ones(rows, dtype) if weights is None else weights
+    factors, valid, ignored = token_loss.examples(factors, valid, ignored, finite)
 
     def silenced(a: Array, value: int) -> Array:
-        """Without what ignored examples hold: a cotangent of 0 does not silence a NaN."""
-        if ignored is None:
-            return a
-        return jnp.where(axis.expand(ignored), value, a)
+        """The array with a number for ignored rows: a cotangent of 0 does not silence a NaN."""
+        return a if ignored is None else jnp.where(axis.expand(ignored), value, a)
 
     def logits() -> Logits:
         z = silenced(x, 0)
         if softcap is not None:
             z = cap(z if where is None else jnp.where(where, z, 0), softcap)
-        scale = None if temperature is None else silenced(temperature, 1)
-        return prepare(z, axis, where, scale)
+        return prepare(z, axis, where, None if temperature is None else silenced(temperature, 1))
 
     def losses(logits: Logits, row: Row) -> Array:
-        z, row = logits.z, row._replace(rest=spoiled(row.rest, valid, ignored))
-        of_classes = jnp.ones(z.shape[axis.position], dtype)
-        if class_weights is not None:
-            of_classes = class_weights
-        of_classes = jnp.expand_dims(of_classes, [a for a in range(z.ndim) if a != axis.position])
-        of_label = smoothing = log_partition = None
-        if place is not None:
-            label_loss = negative_log_likelihood(z, place, row, axis)
-            if class_weights is not None:
-                of_label = axis.take(jnp.broadcast_to(of_classes, z.shape), place)
-        else:
-            label_loss = expected(z, silenced(labels.astype(dtype), 0) * of_classes, row, axis)
-        if label_smoothing is not None:
-            target = jnp.broadcast_to(of_classes, z.shape)
-            n: Array | int = axis.count(z)
-            if where is not None:
-                target = jnp.where(where, target, 0)
-                n = jnp.maximum(axis.sum(where.astype(dtype)), 1)
-            spread = devices.joined(expected(z, target, row, axis), mesh)
-            smoothing = Smoothing(label_smoothing, n, spread)
-        if z_loss is not None:
-            log_partition = row.top + devices.joined(log_normalizer(z, row, axis), mesh)
-            if logits.shift is not None:
-                log_partition += logits.shift
-            # A row without a class has no partition function; its loss is infinite as it is.
-            log_partition = jnp.where(row.rest == -1, 0, log_partition)
-        label_loss = devices.joined(label_loss, mesh)
-        return token_loss(label_loss, of_label, smoothing, z_loss, log_partition, ignored)
+        row = row._replace(rest=nan_unless(valid, row.rest))
+        label = silenced(labels.astype(dtype), 0) if place is None else place
+        out = _losses(logits, row, label, axis, where, class_weights, label_smoothing, z_loss)
+        return out if ignored is None else jnp.where(ignored, 0, out)
 
     _, out = from_statistics(losses, logits, axis, label=place)
-    if weights is not None:
-        out = weighted(factors, out)
-    return reduced(out, factors, reduction)
+    out = out if weights is None else token_loss.weighted(factors, out)
+    return token_loss.reduced(out, factors, reduction)
 
 
-def _row_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:
-    return x.shape[: axis.position] + x.shape[axis.position + 1 :]
-
-
-def _all(true: Array, axis: ClassAxis) -> Array:
-    """Whether it is true of all classes."""
-    return axis.sum((~true).astype(jnp.float32)) == 0
+def _losses(
+    logits: Logits, row: Row, label: Array, axis: ClassAxis, *options: Array | None
+) -> Array:
+    """The losses of rows, each given the place of its label, or its target."""
+    where, class_weights, label_smoothing, z_loss = options
+    z, mesh = logits.z, axis.mesh
+    of_classes = jnp.ones(z.shape, z.dtype)
+    if class_weights is not None:
+        of_classes = lax.broadcast_in_dim(class_weights, z.shape, (axis.position,))
+    of_classes = devices.copied(of_classes, z, mesh)
+    n: Array | int | None = None
+    of_label = spread = log_partition = None
+    if validation.is_discrete(label):
+        loss = label_loss(z, label, row, axis)
+        of_label = None if class_weights is None else axis.take(of_classes, label)
+    else:
+        loss = target_loss(z, label * of_classes, row, axis)
+    if label_smoothing is not None:
+        n = axis.count(z)
+        if where is not None:
+            of_classes = jnp.where(where, of_classes, 0)
+            n = jnp.maximum(axis.sum(where.astype(z.dtype)), 1)
+        spread = devices.joined(target_loss(z, of_classes, row, axis), mesh)
+    if z_loss is not None:
+        log_partition = row.top + devices.joined(log_normalizer(z, row, axis), mesh)
+        if logits.shift is not None:
+            log_partition += logits.shift
+        # A row without a class has no partition function; its loss is infinite as it is.
+        log_partition = jnp.where(row.rest == -1, 0, log_partition)
+    loss = devices.joined(loss, mesh)
+    return token_loss.combined(loss, of_label, label_smoothing, n, spread, z_loss, log_partition)

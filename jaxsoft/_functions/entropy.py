@@ -63,17 +63,10 @@ def entropy(
     return _entropy(*args, **along)
 
 
-def _nothing(x: Array, rows: tuple[int, ...]) -> Array:
-    return jnp.zeros(rows, compute_dtype(x.dtype))
-
-
-@rowwise(places=programs.rows, empty=_nothing)
+@rowwise(places=programs.rows, empty=lambda x, rows: jnp.zeros(rows, compute_dtype(x.dtype)))
 def _entropy(x: Array, where: Array | None, temperature: Array | None, axis: ClassAxis) -> Array:
-    _, out = from_statistics(
-        lambda logits, row: row_entropy(logits.z, row, axis),
-        functools.partial(prepare, x, axis, where, temperature),
-        axis,
-    )
+    logits = functools.partial(prepare, x, axis, where, temperature)
+    _, out = from_statistics(lambda logits, row: row_entropy(logits.z, row, axis), logits, axis)
     return devices.joined(out, axis.mesh)
 
 

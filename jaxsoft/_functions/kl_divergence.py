@@ -68,21 +68,17 @@ def kl_divergence(
     """
     name = "kl_divergence"
     both = {"x": validation.floating(name, "x", x), "y": validation.floating(name, "y", y)}
-    arrays = validation.together(name, **both, where=validation.booleans(name, "where", where))
-    axes = validation.axes(name, axis, arrays[0].ndim)
-    scale = options.temperature(name, temperature, arrays[0].shape, axes)
+    where = validation.booleans(name, "where", where)
+    first, second, where = validation.together(name, **both, where=where)
+    axes = validation.axes(name, axis, first.ndim)
+    scale = options.temperature(name, temperature, first.shape, axes)
     mesh = validation.mesh(name, axis_name, temperature=scale)
-    first, second, where = arrays
     dtype = compute_dtype(jnp.result_type(first, second))
-    x, y = (a.astype(dtype) for a in (first, second))
+    x, y = first.astype(dtype), second.astype(dtype)
     return _kl_divergence(x, y, where, scale, axes=axes, mesh=mesh)
 
 
-def _nothing(x: Array, rows: tuple[int, ...]) -> Array:
-    return jnp.zeros(rows, x.dtype)
-
-
-@rowwise(places=programs.rows, empty=_nothing)
+@rowwise(places=programs.rows, empty=lambda x, rows: jnp.zeros(rows, x.dtype))
 def _kl_divergence(
     x: Array, y: Array, where: Array | None, temperature: Array | None, axis: ClassAxis
 ) -> Array:
@@ -135,9 +131,7 @@ def _quarter_ratio(z: Array, w: Array, p: Array, z_row: Row, w_row: Row, axis: C
 
 # Of a class with p = 0 the term is q: it belongs to a sum over all classes, in which q and p both
 # add up to 1.
-def _terms(
-    p: Float[Array, "..."], q: Float[Array, "..."], quarter: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _terms(p: Array, q: Array, quarter: Array) -> Array:
     """p (exp(d) - 1 - d) for d / 4 = (log q - log p) / 4: none is negative, and none cancels."""
     near = (jnp.abs(quarter) < 0.125) & (p != 0)
     d = jnp.where(near, 4 * quarter, 0)
@@ -148,9 +142,7 @@ def _terms(
     return jnp.where(near, p * (d * d * series), far)
 
 
-def _difference(
-    p: Float[Array, "..."], q: Float[Array, "..."], log_ratio: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _difference(p: Array, q: Array, log_ratio: Array) -> Array:
     """q - p from the logarithm of their ratio, to its last bits where both round to 1."""
     d = -jnp.abs(log_ratio)
     exact = jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))

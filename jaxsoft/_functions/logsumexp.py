@@ -158,9 +158,8 @@ def _logsumexp(
     if b is not None:
         out, sign = weighted_sum.log_and_sign(logits, b, where, axis)
     else:
-        row, out = from_statistics(
-            lambda logits, row: log_normalizer(logits.z, row, axis), logits, axis
-        )
+        rule = lambda logits, row: log_normalizer(logits.z, row, axis)
+        row, out = from_statistics(rule, logits, axis)
         out = row.top + devices.joined(out, axis.mesh)
         out = jnp.where(row.rest == -1, -jnp.inf, out)
         out = jnp.where(row.top == jnp.inf, jnp.inf, out)

@@ -140,11 +140,7 @@ def softmax_derivative(
     return _entry(p, i, j, axes=axes, mesh=None)
 
 
-def _nothing(p: Array, rows: tuple[int, ...]) -> Array:
-    return jnp.full(rows, jnp.nan, p.dtype)
-
-
-@rowwise(places=programs.rows, empty=_nothing)
+@rowwise(places=programs.rows, empty=lambda p, rows: jnp.full(rows, jnp.nan, p.dtype))
 def _entry(p: Array, i: Array, j: Array, axis: ClassAxis) -> Array:
     dtype, n = p.dtype, axis.count(p)
     p = p.astype(compute_dtype(dtype))

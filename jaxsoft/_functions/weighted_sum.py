@@ -23,7 +23,7 @@ def log_and_sign(
     def given() -> tuple[Array, Array]:
         z = logits().z
         factors = devices.copied(b, z, axis.mesh).astype(z.dtype)
-        # What is masked, infinite or NaN as it may be, does not count.
+        # A masked factor does not count, even if it is infinite or NaN.
         factors = factors if where is None else jnp.where(where, factors, 0)
         # A term is infinite by its exponent or by its factor. 0 times infinity is NaN.
         return jnp.where(jnp.isinf(factors) & (z > -jnp.inf), jnp.inf, z), factors
@@ -84,14 +84,13 @@ def _pivot(z: Array, b: Array, axis: ClassAxis) -> _Pivot:
     def of_pivot(x: Array, otherwise: ArrayLike) -> Array:
         return jnp.where(found, axis.take(x, some), otherwise)
 
-    factor = double_word.Parts(
-        of_pivot(parts.fraction, 1), of_pivot(parts.exponent, float(info.maxexp))
-    )
-    missing = jnp.where(found, 0, jnp.ones_like(top))
+    fraction, exponent = of_pivot(parts.fraction, 1), of_pivot(parts.exponent, float(info.maxexp))
+    factor, missing = double_word.Parts(fraction, exponent), jnp.where(found, 0, jnp.ones_like(top))
     return _Pivot(of_pivot(z, top), factor, axis.places(number, z), missing)
 
 
-def _terms_of(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Array:
+# dt_j = t_j dz_j + u_j db_j, where u_j = exp(z_j) over the pivot, of which du_j = u_j dz_j.
+def _terms(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Array:
     """t_j, or exp(a_j) over the pivot without b."""
     fraction, exponent = (1, 0) if b is None else double_word.parts(b)
     z = z if b is None else jnp.where(fraction == 0, -jnp.inf, z)
@@ -102,11 +101,6 @@ def _terms_of(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Arra
     _, error = double_word.sum_of(jnp.where(jnp.abs(gap) < _FAR, z, start), -start)
     s, rounded = double_word.sum_of(jnp.clip(gap, -_FAR, _FAR), powers * high)
     return (fraction / of_pivot) * jnp.exp(s) * (1 + (rounded + error + powers * (middle + low)))
-
-
-# dt_j = t_j dz_j + u_j db_j, where u_j = exp(z_j) over the pivot, of which du_j = u_j dz_j.
-def _terms(z: Array, b: Array | None, pivot: _Pivot, axis: ClassAxis) -> Array:
-    return _terms_of(z, b, pivot, axis)
 
 
 def _terms_pullback(
@@ -125,7 +119,7 @@ terms = analytic(_terms, _terms_pullback, static=(3,))
 
 # R = S / (b_k exp(a_k)) - 1 with the pivot for a constant, so that dR = Σ dt_j over all j.
 def _rest(z: Array, b: Array, pivot: _Pivot, axis: ClassAxis) -> Array:
-    others = jnp.where(axis.one_hot(pivot.place, z), 0, _terms_of(z, b, pivot, axis))
+    others = jnp.where(axis.one_hot(pivot.place, z), 0, _terms(z, b, pivot, axis))
     return devices.copied(axis.sum(others) - pivot.missing, z, axis.mesh)
 
 
@@ -138,8 +132,8 @@ rest_of = analytic(_rest, _rest_pullback, static=(3,))
 
 def _log_abs(rest: Array) -> Array:
     """log|1 + R|; -inf with derivative 0 where the sum is 0."""
-    # XLA's log1p in float64 errs by up to 100 eps from -0.41 to -0.3 (0.10.2 on the CPU). So far
-    # from 0 the rounding of 1 + R is no more than that of R.
+    # XLA's log1p (jax 0.10.2, float64) errs by up to 100 eps from -0.41 to -0.3. There log(1 + R)
+    # is as good, for the rounding of 1 + R is no larger than that of R.
     small, nothing = rest > -0.25, rest == -1
     near, far = jnp.where(small, rest, 0), jnp.where(small | nothing, 0, rest)
     logarithm = jnp.where(small, jnp.log1p(near), jnp.log(jnp.abs(1 + far)))

@@ -4,6 +4,8 @@ A chunk of tokens goes through the chunks of classes once for its statistics and
 once more. JAX differentiates it as it stands: reverse mode makes every chunk again.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,13 +40,15 @@ class Division(NamedTuple):
     mesh: Mesh | None
 
 
-class Live(NamedTuple):
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Live:
     """Which arguments a gradient is wanted for."""
 
     x: bool
-    temperature: bool
+    temperature: bool | None
     w: bool
-    options: tuple[bool | None, ...]
+    options: Options
 
 
 class Gradients(NamedTuple):
@@ -62,17 +66,10 @@ class Gradients(NamedTuple):
 def statistics(tokens: Tokens, layer: Layer, division: Division) -> Statistics:
     """What `online.loss` needs, in one product of matrices."""
 
-    def of_chunk(carry: None, chunk: tuple[Tokens, None, None]) -> tuple[None, Statistics]:
-        return carry, _statistics(_silenced(chunk[0]), layer, division, keep=False)[0]
+    def of_chunk(_: None, tokens: Tokens, *__: Any) -> tuple[None, Statistics]:
+        return None, _statistics(tokens, layer, division, keep=False)[0]
 
-    return _over_tokens(of_chunk, None, (tokens, None, None), division)[1]
-
-
-def _silenced(tokens: Tokens) -> Tokens:
-    """An ignored token may hold a NaN, which a cotangent of 0 does not silence."""
-    if tokens.ignored is None:
-        return tokens
-    return tokens._replace(x=jnp.where(tokens.ignored[:, None], 0, tokens.x))
+    return _over_tokens(of_chunk, None, tokens, division)[1]
 
 
 def _statistics(
@@ -108,86 +105,76 @@ def gradients(
 ) -> tuple[Float[Array, " t"], Gradients]:
     """The loss of each token, and the gradients of Σ_i cotangent_i loss_i.
 
-    Of classes on several devices each has the gradients by its own, and of what all have alike a
-    part that is to be added to those of the others. Either of x and w takes one product of matrices
-    more than the loss alone. The logits are made once with `division.keep`; else once more than the
-    statistics that may be given.
+    If the classes lie on several devices, each device has the gradients by its own columns, and a
+    part of every other gradient, to be added to the parts of the others. The gradients of x and of
+    w each take one product of matrices more than the loss. With `division.keep` the logits are made
+    once; without it twice, or once if the statistics are given.
     """
-    dtype = compute_dtype(layer.w.dtype)
-
-    def zeros(leaf: Array | None, wanted: bool | None) -> Array | None:
-        if not wanted or leaf is None:
-            return None
-        return devices.typed(jnp.zeros(leaf.shape, dtype), tokens.x)
-
-    options = Options(*map(zeros, layer.options, live.options))
-
-    def of_chunk(
-        so_far: Gradients, chunk: tuple[Tokens, Array, Statistics | None]
-    ) -> tuple[Gradients, Any]:
-        tokens, cotangent, given = chunk
-        tokens = _silenced(tokens)
-        out, sums = _chunk_gradients(tokens, layer, cotangent, live, division, so_far, given)
-        return sums._replace(x=None, temperature=None), (out, sums.x, sums.temperature)
-
-    start = Gradients(None, None, zeros(layer.w, live.w), options)
-    chunks = (tokens, cotangent, given)
-    sums, (out, x_bar, temperature_bar) = _over_tokens(of_chunk, start, chunks, division)
+    zeros = functools.partial(_zeros, tokens.x)
+    options = jax.tree.map(zeros, live.options, layer.options)
+    start = Gradients(None, None, zeros(live.w, layer.w), options)
+    of_chunk = functools.partial(_chunk_gradients, layer, live, division)
+    sums, of_tokens = _over_tokens(of_chunk, start, tokens, division, cotangent, given)
+    out, x_bar, temperature_bar = of_tokens
     return out, sums._replace(x=x_bar, temperature=temperature_bar)
 
 
+def _zeros(like: Array, wanted: bool | None, leaf: Array | None) -> Array | None:
+    """A gradient to add to, if it is wanted; it differs between devices as `like` does."""
+    if not wanted or leaf is None:
+        return None
+    return devices.typed(jnp.zeros(leaf.shape, compute_dtype(leaf.dtype)), like)
+
+
 def _chunk_gradients(
-    tokens: Tokens,
     layer: Layer,
-    cotangent: Array,
     live: Live,
     division: Division,
     so_far: Gradients,
+    tokens: Tokens,
+    cotangent: Array,
     given: Statistics | None,
-) -> tuple[Array, Gradients]:
-    """The losses of a chunk of tokens, and the gradients with what comes to them by it."""
+) -> tuple[Gradients, tuple[Array, Array | None, Array | None]]:
+    """Adds to the gradients of the layer, and returns the losses and gradients of a chunk."""
     kept = None
     if given is None:
         given, kept = _statistics(tokens, layer, division, keep=division.keep)
-    top, count = given.top, online.class_count(layer, division.mesh)
+    top = given.top
 
     def loss_of(sums: Sums, temperature: Array | None, options: Options) -> Array:
-        of_tokens = tokens._replace(temperature=temperature)
-        return online.loss(Statistics(top, sums), of_tokens, options, count)
+        of_tokens, of_layer = tokens._replace(temperature=temperature), Layer(layer.w, options)
+        return online.loss(Statistics(top, sums), of_tokens, of_layer, division.mesh)
 
     out, pullback = jax.vjp(loss_of, given.sums, tokens.temperature, layer.options)
     sums_bar, *bars = pullback(cotangent)
     temperature_bar, options_bar = devices.shares(bars, tokens.x, division.mesh)
 
     def step(so_far: Gradients, classes: Classes, kept: Array | None) -> tuple[Gradients, None]:
+        w, options = classes.layer
+
         def sums_of(products: Array, temperature: Array | None, options: Options) -> Sums:
-            part = classes._replace(layer=classes.layer._replace(options=options))
+            part = classes._replace(layer=Layer(w, options))
             of_tokens = tokens._replace(temperature=temperature)
             return online.sums(online.capped(products, part), top, of_tokens, part)
 
-        w = classes.layer.w
         products = _products(tokens.x, w) if kept is None else kept
-        _, pullback = jax.vjp(sums_of, products, tokens.temperature, classes.layer.options)
+        _, pullback = jax.vjp(sums_of, products, tokens.temperature, options)
         products_bar, temperature_bar, options_bar = pullback(sums_bar)
         # p - y is formed in the compute dtype. It stays there for types with fewer exponents than
         # float32, where it would vanish for a confident example before a loss scale meets it.
         factor = w.dtype if float(jnp.finfo(w.dtype).tiny) < 2.0**-100 else out.dtype
         products_bar = products_bar.astype(factor)
-        part = Gradients(
-            _products(products_bar, w.T.astype(factor)) if live.x else None,
-            temperature_bar,
-            _products(tokens.x.T.astype(factor), products_bar) if live.w else None,
-            options_bar,
-        )
+        x_bar = None if so_far.x is None else _products(products_bar, w.T.astype(factor))
+        w_bar = None if so_far.w is None else _products(tokens.x.T.astype(factor), products_bar)
+        part = Gradients(x_bar, temperature_bar, w_bar, options_bar)
         return _added(so_far, part, classes.start), None
 
-    so_far = so_far._replace(
-        x=devices.typed(jnp.zeros(tokens.x.shape, out.dtype), tokens.x) if live.x else None,
-        temperature=devices.typed(jnp.zeros_like(out), tokens.x) if live.temperature else None,
-    )
+    zeros = functools.partial(_zeros, tokens.x)
+    of_tokens = zeros(live.x, tokens.x), zeros(live.temperature, tokens.temperature)
+    so_far = Gradients(*of_tokens, so_far.w, so_far.options)
     so_far = _added(so_far, Gradients(None, temperature_bar, None, options_bar), 0)
-    so_far, _ = _over_classes(step, so_far, kept, tokens, layer, division)
-    return out, so_far
+    sums, _ = _over_classes(step, so_far, kept, tokens, layer, division)
+    return sums._replace(x=None, temperature=None), (out, sums.x, sums.temperature)
 
 
 def _added(total: Gradients, part: Gradients, start: Array | int) -> Gradients:
@@ -201,43 +188,51 @@ def _added(total: Gradients, part: Gradients, start: Array | int) -> Gradients:
         here = lax.dynamic_slice_in_dim(total, start, part.shape[-1], -1)
         return lax.dynamic_update_slice_in_dim(total, here + part, start, -1)
 
-    return Gradients(
-        added(total.x, part.x),
-        added(total.temperature, part.temperature),
-        added(total.w, part.w),
-        Options(*map(added, total.options, part.options)),
-    )
+    return jax.tree.map(added, total, part, is_leaf=lambda leaf: leaf is None)
 
 
-# Chunks are of equal size, so that the last one wastes little; of the classes the last chunk begins
-# earlier where they do not divide, and of the tokens some chunks repeat the last token, with
-# cotangent 0. A chunk takes every so manieth token, not neighbours: of tokens that are divided
-# among devices each device then has its part of every chunk, and none has to be sent.
+# ----------------------------------------------------------------------------------- the loops
+
+
+# Chunks of one loop have one size, and together little more than there is: the last chunk of
+# classes begins earlier if the size does not divide them, and some chunks of tokens repeat the last
+# token, with cotangent 0. Of k chunks of tokens each takes every k-th token rather than neighbours.
+# If the tokens are divided among devices, each device then has a part of every chunk, and no token
+# is sent to another.
 def _over_tokens(
-    of_chunk: Callable[[Any, Any], tuple[Any, Any]],
+    of_chunk: Callable[..., tuple[Any, Any]],
     carry: Any,
-    xs: tuple[Tokens, Array | None, Statistics | None],
+    tokens: Tokens,
     division: Division,
+    cotangent: Array | None = None,
+    given: Statistics | None = None,
 ) -> tuple[Any, Any]:
     """Scans over chunks of tokens, their cotangents and their statistics."""
-    body = jax.checkpoint(of_chunk, prevent_cse=False)
-    tokens, cotangent, statistics = xs
+
+    def body(carry: Any, chunk: tuple[Tokens, Array | None, Statistics | None]) -> tuple[Any, Any]:
+        tokens, *others = chunk
+        if tokens.ignored is not None:  # it may hold a NaN, which a cotangent of 0 does not silence
+            tokens = tokens._replace(x=jnp.where(tokens.ignored[:, None], 0, tokens.x))
+        return of_chunk(carry, tokens, *others)
+
+    body = jax.checkpoint(body, prevent_cse=False)
     length = tokens.labels.shape[0]
     count = _token_chunks(length, division)
     if count == 1:
-        return body(carry, xs)
+        return body(carry, (tokens, cotangent, given))
     size = math.ceil(length / count)
 
-    def chunks(leaf: Array, mode: str) -> Array:
-        widths = [(0, size * count - length)] + [(0, 0)] * (leaf.ndim - 1)
-        return jnp.pad(leaf, widths, mode=mode).reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1)
+    def divided(mode: str, tree: Any) -> Any:
+        def chunks(leaf: Array) -> Array:
+            widths = [(0, size * count - length)] + [(0, 0)] * (leaf.ndim - 1)
+            padded = jnp.pad(leaf, widths, mode=mode)
+            return padded.reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1)
 
-    def in_order(leaf: Array) -> Array:
-        return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:length]
+        return jax.tree.map(chunks, tree)
 
-    of_tokens = jax.tree.map(lambda leaf: chunks(leaf, "edge"), (tokens, statistics))
-    cotangent = None if cotangent is None else chunks(cotangent, "constant")
-    carry, out = lax.scan(body, carry, (of_tokens[0], cotangent, of_tokens[1]))
+    xs = divided("edge", tokens), divided("constant", cotangent), divided("edge", given)
+    carry, out = lax.scan(body, carry, xs)
+    in_order = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:length]
     return carry, jax.tree.map(in_order, out)
 
 
@@ -247,20 +242,11 @@ def _token_chunks(length: int, division: Division) -> int:
         return 1
     least, devices = math.ceil(length / division.tokens), jax.device_count()
     if division.mesh is None and devices > 1:
-        # The compiler may have divided the tokens among devices, and where a chunk does not have as
-        # many of each it would send them to and fro: somewhat smaller chunks that do are better.
+        # The compiler may have divided the tokens among devices. It sends tokens to and fro unless
+        # each device has equally many of every chunk, so smaller chunks that allow it are better.
         counts = range(least, 2 * least + 1)
         return next((c for c in counts if length % (c * devices) == 0), least)
     return least
-
-
-def _class_chunks(layer: Layer, division: Division) -> tuple[int, int]:
-    """The number of chunks of classes, and how many classes each of them has."""
-    n = layer.w.shape[1]
-    if not known(lambda: n > division.classes, False):
-        return 1, n
-    count = math.ceil(n / division.classes)
-    return count, math.ceil(n / count)
 
 
 def _over_classes(
@@ -271,27 +257,24 @@ def _over_classes(
     layer: Layer,
     division: Division,
 ) -> tuple[Any, Any]:
-    """Scans over the chunks of classes and what has an entry for each of them."""
-    n, dtype = layer.w.shape[1], tokens.labels.dtype
-    count, size = _class_chunks(layer, division)
-
-    def places(low: Array | int, start: Array | int) -> Array:
-        here = (tokens.labels >= low) & (tokens.labels < start + size)
-        return jnp.where(here, tokens.labels - start, size)
-
-    if count == 1:
-        return step(carry, Classes(layer, 0, None, places(0, 0)), of_chunks)
+    """Scans over the chunks of classes, and over arrays with an entry for each of them."""
+    n, labels = layer.w.shape[1], tokens.labels
+    if not known(lambda: n > division.classes, False):
+        place = jnp.where((labels >= 0) & (labels < n), labels, n)
+        return step(carry, Classes(layer, 0, None, place), of_chunks)
+    count = math.ceil(n / division.classes)
+    size = math.ceil(n / count)
 
     def body(carry: Any, chunk: tuple[Array, Any]) -> tuple[Any, Any]:
         i, of_chunk = chunk
         low = i * size
         start = jnp.minimum(low, n - size)
-        columns = jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, -1) if leaf.ndim else leaf,
-            layer,
-        )
-        fresh = None if n % size == 0 else start + jnp.arange(size, dtype=dtype) >= low
-        return step(carry, Classes(columns, start, fresh, places(low, start)), of_chunk)
+        sliced = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, -1) if leaf.ndim else leaf
+        columns = jax.tree.map(sliced, layer)
+        fresh = None if n % size == 0 else start + jnp.arange(size, dtype=labels.dtype) >= low
+        here = (labels >= low) & (labels < start + size)
+        place = jnp.where(here, labels - start, size)
+        return step(carry, Classes(columns, start, fresh, place), of_chunk)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    return lax.scan(body, carry, (jnp.arange(count, dtype=dtype), of_chunks))
+    return lax.scan(body, carry, (jnp.arange(count, dtype=labels.dtype), of_chunks))

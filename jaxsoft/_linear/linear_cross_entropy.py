@@ -15,23 +15,17 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.programs import Places
 from jaxsoft._core.sizes import is_empty, known
-from jaxsoft._functions.token_loss import (
-    Reduction,
-    check_reduction,
-    examples,
-    over,
-    reduced,
-    weighted,
-)
+from jaxsoft._functions import token_loss
+from jaxsoft._functions.token_loss import Reduction
 from jaxsoft._linear.chunks import Division
 from jaxsoft._linear.online import Layer, Options, Tokens
 from jaxsoft._linear.rules import losses, weighted_sum
-from jaxsoft._rows.logits import compute_dtype, positive
+from jaxsoft._rows.logits import compute_dtype, nan_unless, positive
 
-# On a CPU so many classes make products of matrices that stay in the cache. Elsewhere each chunk of
-# classes costs kernels and passes over memory, so there is one. Fewer tokens make slow products.
+# On a CPU the product of a chunk of so many classes stays in the cache. Elsewhere each chunk of
+# classes costs kernels and passes over memory, so by default there is one.
 _CLASSES = 2048
-_LEAST_TOKENS = 384
+_LEAST_TOKENS = 384  # products of matrices with fewer rows are slow
 
 
 def linear_cross_entropy(
@@ -131,10 +125,10 @@ def linear_cross_entropy(
     name = "linear_cross_entropy"
     x, w = validation.floating(name, "x", x), validation.floating(name, "w", w)
     validation.matrix(name, "w", w, x)
-    shape, (d, n) = x.shape[:-1], w.shape
+    shape, n = x.shape[:-1], w.shape[1]
     given, of = labels, "x without its last axis"
     labels, ignored = class_ids.ids(name, "labels", labels, shape, of, ignore_index)
-    check_reduction(name, reduction)
+    token_loss.check_reduction(name, reduction)
     bias = options.per_class(name, "bias", bias, n, "one for each class")
     class_weights = options.per_class(
         name, "class_weights", class_weights, n, "one weight per class"
@@ -151,47 +145,32 @@ def linear_cross_entropy(
     }
     mesh = validation.mesh(name, axis_name, x=x, **alike)
     class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
-    division = _division(
-        d,
-        n,
-        reduction,
-        options.positive_or_none(name, "token_chunk", token_chunk),
-        options.positive_or_none(name, "vocab_chunk", vocab_chunk),
-        mesh,
-    )
-    return _linear_cross_entropy(
-        x,
-        w,
-        bias=bias,
-        class_weights=class_weights,
-        **alike,
-        ignore_index=ignored,
-        reduction=reduction,
-        division=division,
-    )
+    tokens = options.positive_or_none(name, "token_chunk", token_chunk)
+    classes = options.positive_or_none(name, "vocab_chunk", vocab_chunk)
+    division = _division(w, tokens, classes, reduction, mesh)
+    of_classes = {"bias": bias, "class_weights": class_weights}
+    static = {"ignore_index": ignored, "reduction": reduction, "division": division}
+    return _linear_cross_entropy(x, w, **alike, **of_classes, **static)
 
 
 def _division(
-    d: int,
-    n: int,
-    reduction: Reduction,
-    token_chunk: int | None,
-    vocab_chunk: int | None,
-    mesh: Mesh | None,
+    w: Array, tokens: int | None, classes: int | None, reduction: Reduction, mesh: Mesh | None
 ) -> Division:
-    keep = vocab_chunk is None and reduction != "none"
-    tokens = d if known(lambda: d > _LEAST_TOKENS, False) else _LEAST_TOKENS
+    """How tokens and classes are divided, by default where the size of a chunk is None."""
+    d, n = w.shape
+    keep = classes is None and reduction != "none"
+    most = d if known(lambda: d > _LEAST_TOKENS, False) else _LEAST_TOKENS
     if not keep:
-        tokens += tokens // 3
-    classes = n
+        most += most // 3
+    together = n
     if jax.default_backend() == "cpu":
         if mesh is None and jax.device_count() > 1:
             # The compiler may have divided the classes among devices: a chunk of them would have to
             # be sent to all. The memory that all classes take at once is saved on tokens.
-            tokens //= 2
+            most //= 2
         elif known(lambda: n > _CLASSES, False):
-            classes = _in_cache(n)
-    return Division(token_chunk or tokens, vocab_chunk or classes, keep, mesh)
+            together = _in_cache(n)
+    return Division(tokens or most, classes or together, keep, mesh)
 
 
 def _in_cache(n: int) -> int:
@@ -202,7 +181,7 @@ def _in_cache(n: int) -> int:
 
 
 def _places(ndim: int, *, reduction: Reduction, **_: Any) -> Places:
-    return tuple(range(ndim - 1)) if reduction == "none" else ()
+    return programs.of_last(ndim) if reduction == "none" else ()
 
 
 @programs.program(static=("ignore_index", "reduction", "division"), places=_places)
@@ -211,41 +190,31 @@ def _linear_cross_entropy(
     w: Array,
     *,
     labels: Array,
-    bias: Array | None,
     weights: Array | None,
-    label_smoothing: Array | None,
-    z_loss: Array | None,
-    class_weights: Array | None,
     temperature: Array | None,
-    softcap: Array | None,
     ignore_index: int | None,
     reduction: Reduction,
     division: Division,
+    **options: Any,
 ) -> Array:
     shape, mesh = labels.shape, division.mesh
     common = jnp.promote_types(x.dtype, w.dtype)
     dtype = compute_dtype(common)
-
-    def widened(option: ArrayLike | None) -> Array | None:
-        return None if option is None else jnp.asarray(option, dtype)
-
-    given = map(widened, (bias, class_weights, label_smoothing, z_loss, softcap, weights))
-    args = devices.aligned(w.astype(common), x, labels, widened(temperature), *given, mesh=mesh)
-    w, x, labels, scale, *options, weights = args
+    given = (temperature, weights, *Options(**options))
+    widened = [None if option is None else jnp.asarray(option, dtype) for option in given]
+    args = devices.aligned(w.astype(common), x, labels, *widened, mesh=mesh)
+    w, x, labels, scale, weights, *of_layer = args
     x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
     axis = ClassAxis(1, mesh)
     n = axis.count(w)
-    alike = devices.agree(labels, mesh)
-    valid = (labels >= 0) & (labels < n) & alike
-    ignored = None if ignore_index is None else (labels == ignore_index) & alike
-    factors = devices.typed(jnp.ones(labels.shape, dtype), x)
-    finite = None
+    valid, ignored = token_loss.labelled(labels, n, ignore_index, mesh)
+    factors, finite = devices.typed(jnp.ones(labels.shape, dtype), x), None
     if weights is not None:
         factors, finite = weights.reshape(-1), jnp.all(jnp.isfinite(x), 1)
-    factors, ignored = examples(factors, valid, ignored, finite)
+    factors, valid, ignored = token_loss.examples(factors, valid, ignored, finite)
     if is_empty(labels) or known(lambda: n == 0, False):
-        lost = jnp.full(labels.shape, jnp.nan, dtype)
-        out = factors * (lost if ignored is None else jnp.where(ignored, 0, lost))
+        # Without a class no label exists: a loss is NaN, or else 0 by its weight or ignore_index.
+        out = nan_unless(factors == 0, jnp.zeros_like(factors))
     else:
         if scale is not None:
             scale = positive(scale.reshape(-1), dtype)
@@ -253,12 +222,12 @@ def _linear_cross_entropy(
         copied = functools.partial(devices.copied, like=w, mesh=mesh)
         x = x if mesh is None else x.astype(dtype)  # its gradient is added up before it is rounded
         tokens = Tokens(copied(x), axis.places(labels, w), valid, ignored, copied(scale))
-        layer = Layer(w, Options(*copied(options)))
-        if reduction != "none":
-            total = weighted_sum(tokens, layer, copied(factors), division, common)
-            total = devices.joined(total, mesh)
-            return total if reduction == "sum" else over(total, jnp.sum(factors))
-        out = devices.joined(losses(tokens, layer, division, common), mesh)
-        out = weighted(factors, out)
-    out = reduced(out, factors, reduction)
+        layer = Layer(w, Options(*copied(of_layer)))
+        if reduction == "none":
+            out = devices.joined(losses(tokens, layer, division, common), mesh)
+            out = token_loss.weighted(factors, out)
+        else:
+            out = weighted_sum(tokens, layer, copied(factors), division, common)
+            out = devices.joined(out, mesh)
+    out = token_loss.reduced(out, factors, reduction)
     return out.reshape(shape) if reduction == "none" else out

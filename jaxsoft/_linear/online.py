@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsoft._core import devices
 from jaxsoft._core.axes import ClassAxis, one_hot, take
 from jaxsoft._core.devices import Mesh
-from jaxsoft._functions.token_loss import Smoothing, spoiled, token_loss
-from jaxsoft._rows.logits import cap, centred, compute_dtype, maximum, scaled
+from jaxsoft._functions import token_loss
+from jaxsoft._rows.logits import cap, centred, compute_dtype, maximum, nan_unless, scaled
 
 
 class Tokens(NamedTuple):
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
             dtype.
         labels: the place of the label among the classes of the layer; any other number if it is not
             there.
-        valid: whether the label exists.
+        valid: whether the label exists or is ignored.
         ignored: tokens without a loss, whatever they hold; None for none of them.
         temperature: T > 0 of each token, or None.
     """
@@ -115,9 +115,9 @@ def nothing(tokens: Tokens, layer: Layer) -> Statistics:
     dtype, options = compute_dtype(layer.w.dtype), layer.options
     lowest = jnp.full(tokens.labels.shape, jnp.finfo(dtype).min, dtype)
     none = jnp.zeros_like(lowest)
-    smooth = options.label_smoothing is not None
     weight = None if options.class_weights is None else none
-    sums = Sums(none, none, weight, none if smooth else None, none if smooth else None)
+    spread = None if options.label_smoothing is None else none
+    sums = Sums(none, none, weight, spread, total=spread)
     return devices.typed(Statistics(lowest, sums), tokens.x)
 
 
@@ -170,8 +170,8 @@ def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
     label = jnp.where(here, take(u, place, 1), 0)
     options, weight = classes.layer.options, None
     if options.class_weights is not None:
-        weight = options.class_weights.at[place].get(mode="promise_in_bounds")
-        weight = jnp.where(here, weight, 0)
+        of_place = options.class_weights.at[place].get(mode="promise_in_bounds")
+        weight = jnp.where(here, of_place, 0)
     if options.label_smoothing is None:
         return Sums(others, label, weight, None, None)
     weights = _class_weights(classes)[None]
@@ -179,9 +179,8 @@ def sums(u: Array, top: Array, tokens: Tokens, classes: Classes) -> Sums:
     absent = u == -jnp.inf
     terms = weights * -jnp.where(absent, 0, z)
     terms = jnp.where(absent & (weights != 0), jnp.inf, terms)
-    return Sums(
-        others, label, weight, jnp.sum(terms, 1), jnp.broadcast_to(jnp.sum(weights), top.shape)
-    )
+    total = jnp.broadcast_to(jnp.sum(weights), top.shape)
+    return Sums(others, label, weight, jnp.sum(terms, 1), total)
 
 
 def _class_weights(classes: Classes) -> Array:
@@ -195,10 +194,10 @@ def _class_weights(classes: Classes) -> Array:
     return weights if classes.fresh is None else jnp.where(classes.fresh, weights, 0)
 
 
-def class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
+def _class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
     """How many classes there are in all, but for those that a bias of -inf takes out."""
     bias = layer.options.bias
-    if bias is None or layer.options.label_smoothing is None:
+    if bias is None:
         return ClassAxis(1, mesh).count(layer.w)
     here = jnp.sum(lax.stop_gradient(bias) != -jnp.inf, dtype=bias.dtype)
     return devices.copied(devices.total(here, mesh), bias, mesh)
@@ -209,30 +208,29 @@ def class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
 # as automatic differentiation makes them, and so is every further one. Of another label e_y/Z is
 # at most 1/2, and l_y is the sum of two terms that are not negative.
 def loss(
-    statistics: Statistics, tokens: Tokens, options: Options, n: Array | int
+    statistics: Statistics, tokens: Tokens, layer: Layer, mesh: Mesh | None
 ) -> Float[Array, " t"]:
-    """The loss of each token among n classes."""
+    """The loss of each token."""
     top, (others, label, weight, spread, total) = statistics
-    temperature = tokens.temperature
-    others = spoiled(others, tokens.valid, tokens.ignored)
+    options, temperature = layer.options, tokens.temperature
+    others = nan_unless(tokens.valid, others)
     label = jnp.where(label == -jnp.inf, -jnp.inf, label)  # a constant
     gap = _gap(label, top, temperature)
     own = jnp.exp(gap)
     empty = others + own == 0
     log_normalizer = jnp.log1p(jnp.where(empty, 0, others + (own - 1)))
     on_top = label >= top
-    out = jnp.where(
-        on_top,
-        jnp.log1p(others / jnp.where(on_top, own, 1)),
-        log_normalizer - gap,
-    )
-    smoothing = log_partition = None
-    if options.label_smoothing is not None and spread is not None and total is not None:
-        smoothing = Smoothing(options.label_smoothing, n, spread + total * log_normalizer)
+    out = jnp.where(on_top, jnp.log1p(others / jnp.where(on_top, own, 1)), log_normalizer - gap)
+    n: Array | int | None = None
+    log_partition = None
+    if spread is not None and total is not None:
+        spread, n = spread + total * log_normalizer, _class_count(layer, mesh)
     if options.z_loss is not None:
         shift = top if temperature is None else scaled(top, temperature)
         log_partition = jnp.where(empty, 0, log_normalizer + shift)
-    return token_loss(out, weight, smoothing, options.z_loss, log_partition, tokens.ignored)
+    smoothing = options.label_smoothing, n, spread
+    out = token_loss.combined(out, weight, *smoothing, options.z_loss, log_partition)
+    return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
 
 
 def _gap(u: Array, top: Array, temperature: Array | None) -> Array:

@@ -14,7 +14,8 @@ from jaxsoft._core.axes import ClassAxis, one_hot, take
 from jaxsoft._core.sizes import known
 from jaxsoft._rows import jacobian_product, statistics
 from jaxsoft._rows.jacobian_product import Probabilities, Vector
-from jaxsoft._rows.statistics import Row, RowLogits, from_sums
+from jaxsoft._rows.logits import Logits
+from jaxsoft._rows.statistics import Row, from_sums
 
 _LONG = 4096  # entries: a row with more of them is long
 _VERY_LONG = 2**15  # the length of a row that is better summed in chunks, however narrow
@@ -30,9 +31,9 @@ _FEW_IN_FLOAT32 = 16  # likewise: there pairs take 0.6 of the time, in bfloat16 
 # ---------------------------------------------------------------------------------- statistics
 
 
-def row_statistics(logits: RowLogits, *, axis: ClassAxis) -> Row:
+def row_statistics(logits: Logits, *, axis: ClassAxis) -> Row:
     """The statistics, by two sums that XLA:CPU fuses or that share what they read."""
-    z, top, _, narrow, label = logits
+    z, top, narrow, label = logits.z, logits.top, logits.narrow, logits.label
     at = axis.position
     if label is not None and _is_shared(z, at):
         others = lax.optimization_barrier(jnp.sum(other_exponentials(logits, axis=axis), at))
@@ -131,9 +132,9 @@ statistics.STATISTICS.lower(row_statistics, "cpu")
 # twice. A scatter materialises them once for both: loss + gradient take 0.91 of the time in
 # float32 and 0.90 in bfloat16, 0.72 along other axes. Short rows are faster without, and what
 # does not fit the cache is computed again in less time than it is written and read.
-def other_exponentials(logits: RowLogits, *, axis: ClassAxis) -> Array:
+def other_exponentials(logits: Logits, *, axis: ClassAxis) -> Array:
     """exp(z - m), with 0 for the class of the label."""
-    z, top, _, _, label = logits
+    z, top, label = logits.z, logits.top, logits.label
     if label is None or not _is_shared(z, axis.position):
         return statistics.portable_others(logits, axis=axis)
     places = [lax.broadcasted_iota(label.dtype, label.shape, d) for d in range(label.ndim)]

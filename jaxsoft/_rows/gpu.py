@@ -8,8 +8,8 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
 from jaxsoft._rows import jacobian_product, statistics
 from jaxsoft._rows.jacobian_product import Probabilities, Vector, of_present
-from jaxsoft._rows.logits import nan_unless
-from jaxsoft._rows.statistics import Normalizer, Row, RowLogits, united
+from jaxsoft._rows.logits import Logits, nan_unless
+from jaxsoft._rows.statistics import Normalizer, Row, united
 
 _GPU = ("cuda", "rocm")
 _ACCELERATORS = (*_GPU, "tpu")
@@ -19,7 +19,7 @@ _ONE_KERNEL = 16_384  # the length of the longest row that XLA:GPU holds in one 
 # XLA:GPU (jax 0.10, H100) reads a row once for a reduction of two arrays at once, and twice for the
 # maximum and a sum: 1 and 2 passes over memory for logsumexp. The error grows with the number of
 # entries that one thread takes after another, some tens; on a CPU that would be the row.
-def row_statistics(logits: RowLogits, *, axis: ClassAxis) -> Row:
+def row_statistics(logits: Logits, *, axis: ClassAxis) -> Row:
     """The statistics, from one reading of the logits."""
     z = logits.z
     nothing = jnp.asarray(jnp.finfo(z.dtype).min, z.dtype), jnp.asarray(-1, z.dtype)
@@ -36,7 +36,7 @@ def _united(a: tuple[Array, Array], b: tuple[Array, Array]) -> Row:
 
 
 # A row that fits into one kernel is read once by softmax as it stands; a longer one as above.
-def normalizer(logits: RowLogits, *, axis: ClassAxis) -> Normalizer:
+def normalizer(logits: Logits, *, axis: ClassAxis) -> Normalizer:
     """m and Z where the accuracy of Z - 1 does not matter."""
     if known(lambda: logits.z.shape[axis.position] <= _ONE_KERNEL, True):
         return statistics.plain_sum(logits, axis=axis)

@@ -40,8 +40,8 @@ class Vector(NamedTuple):
 
 
 def flatness(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1 in a row whose largest probability is at most 1/2, else 0."""
-    return 1 - jnp.ceil(largest.astype(compute_dtype(largest.dtype)) - 0.5)
+    """1 in a row whose largest probability is at most 1/2, which rounds to 0; else 0."""
+    return 1 - jnp.round(largest.astype(compute_dtype(largest.dtype)))
 
 
 def jacobian_product(p: Probabilities, v: Vector, axis: ClassAxis, *, free: bool = False) -> Vector:
@@ -89,7 +89,7 @@ def centred(
 
 def anchor(ps: list[Array], flat: Array) -> list[Array]:
     """w: 1 for a class above 1/2, and p in a row without one. Constants."""
-    return [lax.stop_gradient(jnp.maximum(jnp.ceil(p - 0.5), p * flat)) for p in ps]
+    return [lax.stop_gradient(jnp.maximum(jnp.round(p), p * flat)) for p in ps]
 
 
 # A class of probability 0 has no part in J v, whatever v holds there, NaN included.
@@ -186,7 +186,7 @@ def portable_log_pullback(p: Probabilities, y: Vector, *, axis: ClassAxis) -> Ve
     ps = _entries(p.classes, p.sink, axis)
     zs = [y.classes - ps[0] * of_y, *(-q * of_y for q in ps[1:])]
     # In a row without a class above 1/2 the sum is rounding, and may stay.
-    tops = [lax.stop_gradient(jnp.ceil(q - 0.5)) for q in ps]
+    tops = [lax.stop_gradient(jnp.round(q)) for q in ps]
     return _vector(_without_sum(zs, tops, axis), axis)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Int, Shaped
 
 from jaxsoft._core import devices
 from jaxsoft._core.autodiff import jvp_from_vjp
@@ -43,13 +43,17 @@ class Logits(NamedTuple):
         sink: the extra logit of each row, moved by the same shift as z, without the axis.
         shift: what was subtracted from the scaled logits, without the axis; None for nothing.
         narrow: 16-bit numbers of which z is nothing but a wider copy, if there are such.
+        label: a class of each row that `other_exponentials` leaves out of it, or None. Then the
+            two may share their exponentials, and Z - 1 is exact to the rounding of Z where the
+            maximum is not of this class.
     """
 
     z: Float[Array, "..."]
     top: Float[Array, "..."]
-    sink: Float[Array, "..."] | None
-    shift: Float[Array, "..."] | None
-    narrow: Float[Array, "..."] | None
+    sink: Float[Array, "..."] | None = None
+    shift: Float[Array, "..."] | None = None
+    narrow: Float[Array, "..."] | None = None
+    label: Int[Array, "..."] | None = None
 
 
 def prepare(
@@ -78,7 +82,7 @@ def prepare(
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
     z = x.astype(dtype)
-    # Of the 16-bit numbers: on the CPU XLA then makes one kernel of softmax.
+    # Of the 16-bit numbers: XLA:CPU (jax 0.10) then fuses all of softmax into one loop.
     top = maximum(lax.stop_gradient(x), axis.position).astype(dtype)
     sink = None if sink is None else sink.astype(dtype).squeeze(axis.position)
     shift = None

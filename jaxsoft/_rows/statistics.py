@@ -60,33 +60,14 @@ class Row(NamedTuple):
         return jnp.log1p(jnp.maximum(self.rest, 0))
 
 
-class RowLogits(NamedTuple):
-    """What statistics are computed from.
-
-    Attributes:
-        z: logits with the axis.
-        top: their maximum together with the sink, finite.
-        sink: one more logit of each row, or None.
-        narrow: 16-bit numbers of which z is a wider copy, or None.
-        label: a class of each row that `other_exponentials` leaves out of it, or None. Then the
-            two may share their exponentials, and Z - 1 is exact to the rounding of Z where the
-            maximum is not of this class.
-    """
-
-    z: Float[Array, "..."]
-    top: Float[Array, "..."]
-    sink: Float[Array, "..."] | None
-    narrow: Float[Array, "..."] | None
-    label: Int[Array, "..."] | None = None
-
-
 def statistics(logits: Logits, axis: ClassAxis, label: Int[Array, "..."] | None = None) -> Row:
     """The statistics of each row of logits, which has a label or none: constants."""
-    given = _constants(logits)
+    given = _constants(logits, label)
     if axis.mesh is None:
-        return STATISTICS(given._replace(label=label), axis=axis)
+        return STATISTICS(given, axis=axis)
     here, sink = axis._replace(mesh=None), given.sink
-    row = _of_devices(STATISTICS(given._replace(sink=None), axis=here), axis)
+    # The label may be on another device.
+    row = _of_devices(STATISTICS(given._replace(sink=None, label=None), axis=here), axis)
     return row if sink is None else united(row, Row(sink, jnp.zeros_like(sink)))
 
 
@@ -97,24 +78,22 @@ def normalizer(logits: Logits, axis: ClassAxis) -> Normalizer:
     return NORMALIZER(_constants(logits), axis=axis)
 
 
-def _constants(logits: Logits) -> RowLogits:
-    given: RowLogits = lax.stop_gradient(
-        RowLogits(logits.z, logits.top, logits.sink, logits.narrow)
-    )
+def _constants(logits: Logits, label: Int[Array, "..."] | None = None) -> Logits:
+    given: Logits = lax.stop_gradient(logits._replace(shift=None, label=label))
     return given
 
 
 # An exponential is 1 at a maximum, and where it rounds to 1, and less elsewhere: its floor tells
 # which. All ones but a single one count; in a row of -inf alone there is none, and Z - 1 is -1.
 # Z minus 1 would lose the digits of a Z near 1.
-def portable(logits: RowLogits, *, axis: ClassAxis) -> Row:
+def portable(logits: Logits, *, axis: ClassAxis) -> Row:
     """The statistics as every platform can compute them."""
     exponentials = jnp.exp(logits.z - axis.expand(logits.top))
     ones = jnp.floor(exponentials)
     return from_sums(logits, axis.sum(exponentials - ones), axis.sum(ones))
 
 
-def from_sums(logits: RowLogits, below: Array, ties: Array) -> Row:
+def from_sums(logits: Logits, below: Array, ties: Array) -> Row:
     """The statistics from Σ exp(z - m) without the maxima, and their number, and the sink."""
     if logits.sink is not None:
         of_sink = jnp.exp(logits.sink - logits.top)
@@ -123,7 +102,7 @@ def from_sums(logits: RowLogits, below: Array, ties: Array) -> Row:
     return Row(logits.top, below + (ties - 1))
 
 
-def plain_sum(logits: RowLogits, *, axis: ClassAxis) -> Normalizer:
+def plain_sum(logits: Logits, *, axis: ClassAxis) -> Normalizer:
     """m and Z by a single sum."""
     total = axis.sum(jnp.exp(logits.z - axis.expand(logits.top)))
     if logits.sink is not None:
@@ -182,13 +161,13 @@ def other_exponentials(
     z: Float[Array, "..."], row: Row, label: Int[Array, "..."], axis: ClassAxis
 ) -> Float[Array, "..."]:
     """exp(z - m), with 0 for the class of the label: constants."""
-    logits = lax.stop_gradient(RowLogits(z, row.top, None, None, label))
+    logits = _constants(Logits(z, row.top), label)
     if axis.mesh:  # the label may be on another device
         return portable_others(logits, axis=axis)
     return OTHERS(logits, axis=axis)
 
 
-def portable_others(logits: RowLogits, *, axis: ClassAxis) -> Array:
+def portable_others(logits: Logits, *, axis: ClassAxis) -> Array:
     """The same as every platform can compute it."""
     z, label = logits.z, logits.label
     assert label is not None

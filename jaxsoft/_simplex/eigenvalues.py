@@ -1,7 +1,7 @@
 """All eigenvalues of C(s, s0) by the secular equation, in O(n²) and without an n x n array."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsoft._core import programs
 from jaxsoft._core.autodiff import transposable
 from jaxsoft._core.sizes import known
+from jaxsoft._simplex.formulas import Pair, PerClass, PerRow
 
 # With the weights in descending order, p_1 ≥ ... ≥ p_n, the sink as one more pole p_{n+1} = 0 of
 # weight s0, and w_i = p_i for the others, the eigenvalues are the roots of
@@ -28,46 +29,42 @@ from jaxsoft._core.sizes import known
 # the gap. From any start the iterates go to the root from one side, their number of right digits
 # trebling. All products are ordered so that no factor of them leaves the range of the type.
 
-
-def _steps(dtype: jnp.dtype) -> int:
-    return 6 if dtype.itemsize > 4 else 5
-
-
 _BLOCK = 2**19  # entries of an intermediate array
+
+# A number for each pole, beside each eigenvalue of a block.
+PerPole: TypeAlias = Float[Array, "*b k m"]
 
 
 @programs.program(places=programs.as_given)
-def eigenvalues(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b n"]:
+def eigenvalues(s: PerClass, s0: PerRow) -> PerClass:
     """All eigenvalues, ascending."""
     descending = jnp.sort(s, -1, descending=True)
     return _eigenvalues(descending, s0)[0][..., ::-1] if s.size else s
 
 
-def _in_blocks(fun: Callable[[Int[Array, " k"]], Any], like: Float[Array, "*b n"]) -> Any:
-    """Calls `fun` with the numbers 0..n-1, some at a time, and joins what it returns of each."""
+def _in_blocks(fun: Callable[[Int[Array, " k"]], Array], like: PerClass) -> PerClass:
+    """Calls `fun` with the numbers 0..n-1, some at a time, and joins its results."""
     n = like.shape[-1]
     # Of a symbolic size (`jax.export`), one at a time.
     counted = known(lambda: int(like.size) >= 0, False)
     size = max(1, min(n, _BLOCK // (like.size + 1))) if counted else 1
     count = -(-n // size)
     numbers = jnp.minimum(jnp.arange(count * size), n - 1).reshape(count, size)
-
-    def joined(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], count * size)[..., :n]
-
-    return jax.tree.map(joined, lax.map(fun, numbers))
+    blocks = jnp.moveaxis(lax.map(fun, numbers), 0, -2)
+    return blocks.reshape(*like.shape[:-1], count * size)[..., :n]
 
 
-def _with_zero(p: Float[Array, "*b n"]) -> Float[Array, "*b m"]:
+def _poles(p: PerClass) -> Float[Array, "*b m"]:
+    """The weights, and 0 for the sink."""
     return jnp.concatenate([p, jnp.zeros_like(p[..., :1])], -1)
 
 
 def _offsets(
     poles: Float[Array, "*b m"], weights: Float[Array, "*b m"], k: Int[Array, " k"]
 ) -> Float[Array, "*b k"]:
-    """What λ_k lies above the pole below it or, negative, below the one above; the smaller."""
+    """The distance of λ_k to the nearer pole, negative if that lies above it."""
     high, low = jnp.take(poles, k, -1), jnp.take(poles, k + 1, -1)
-    # Between poles of 0, and above the pole of a sink without weight, there is nothing but λ = 0.
+    # Between poles of 0, and above the pole of a sink without weight, λ is 0.
     zero = (high == 0) | ((low == 0) & (weights[..., -1:] == 0))
     gap = jnp.where(zero | (high == low), 1, high - low)
     from_high, from_low = (
@@ -78,16 +75,14 @@ def _offsets(
     rising = x > y  # the root is nearer to the pole below
     near = jnp.where(rising[..., None], -from_low, from_high)
     far = jnp.where(rising[..., None], -from_high, from_low)
-    # A loop: in a straight program XLA takes a / (b / c) for a c / b, which can overflow.
-    steps = _steps(poles.dtype)
+    # A loop: in a straight program XLA rewrites a / (b / c) as a c / b, which can overflow.
+    steps = 6 if poles.dtype.itemsize > 4 else 5
     x = lax.fori_loop(0, steps, lambda _, x: _step(near, far, weights, x)[0], jnp.minimum(x, y))
     offset = jnp.where(rising, x * gap, -x * gap)
     return jnp.where(zero, -high, jnp.where(high == low, 0, offset))
 
 
-def _step(
-    a: Float[Array, "*b k m"], b: Float[Array, "*b k m"], w: Float[Array, "*b k m"], x: Array
-) -> tuple[Float[Array, "*b k"], Float[Array, "*b k"]]:
+def _step(a: PerPole, b: PerPole, w: PerPole, x: Float[Array, "*b k"]) -> Pair:
     """The root of the model at x, as its distance to either pole."""
     e = a + x[..., None]
     inverse = jnp.where(w == 0, 0, 1 / jnp.where(w == 0, 1, e))
@@ -106,87 +101,76 @@ def _step(
 # dλ = Σ (v_i - m)² ds_i + m² ds0 as for the largest one, and v_i - m = λ m / (s_i - λ), so the
 # slopes are (λ / e_i)² / Σ_j (p_j / e_j)² with e = p - λ, that of the sink included (its e is -λ).
 #
-# An eigenvalue between weights that tie has the mean over its eigenvectors, an equal share for each
-# of them, and no second derivative. Those that are 0 by structure have as eigenvectors the classes
-# without weight and, if there is no sink, the constant: they too have the mean over these.
+# The derivative of an eigenvalue between weights that tie is the mean over its eigenvectors, an
+# equal share for each of these weights; it has no second one. An eigenvalue that is 0 by structure
+# has as eigenvectors the classes without weight and, if there is no sink, the constant: its
+# derivative is the mean over these.
 @jax.custom_jvp
-def _eigenvalues(
-    p: Float[Array, "*b n"], s0: Float[Array, "*b"]
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+def _eigenvalues(p: PerClass, s0: PerRow) -> tuple[PerClass, PerClass]:
     """The eigenvalues, descending, and their offsets from the nearest pole."""
-    poles, weights = _with_zero(p), jnp.concatenate([p, s0[..., None]], -1)
+    poles, weights = _poles(p), jnp.concatenate([p, s0[..., None]], -1)
     offset = _in_blocks(lambda k: _offsets(poles, weights, k), p)
     return _origin(p, offset) + offset, offset
 
 
-def _origin(p: Float[Array, "*b n"], offset: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-    return jnp.where(offset > 0, _with_zero(p)[..., 1:], p)
+def _origin(p: PerClass, offset: PerClass) -> PerClass:
+    """The pole from which an offset is counted."""
+    return jnp.where(offset > 0, _poles(p)[..., 1:], p)
 
 
 @_eigenvalues.defjvp
-def _eigenvalues_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _eigenvalues_jvp(primals: Pair, tangents: Pair) -> tuple[Pair, Pair]:
     (p, s0), (dp, ds0) = primals, tangents
     value, offset = _eigenvalues(p, s0)
     changes = jnp.concatenate([dp, ds0[..., None]], -1)
 
     def change(changes: Array) -> Array:
+        of_block = lambda k: jnp.sum(_slopes(p, s0, value, offset, k) * changes[..., None, :], -1)
         # Without the checkpoint reverse mode would keep the slopes of all blocks, n² of them.
-        @jax.checkpoint
-        def of_block(k: Array) -> Array:
-            return jnp.sum(_slopes(p, s0, value, offset, k) * changes[..., None, :], -1)
-
-        return _in_blocks(of_block, p)
+        return _in_blocks(jax.checkpoint(of_block), p)
 
     dvalue = transposable(change, changes)
     return (value, offset), (dvalue, dvalue - _origin(dp, offset))
 
 
-def _slopes(
-    p: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    value: Float[Array, "*b n"],
-    offset: Float[Array, "*b n"],
-    k: Int[Array, " k"],
-) -> Float[Array, "*b k m"]:
+def _slopes(p: PerClass, s0: PerRow, value: PerClass, offset: PerClass, k: Array) -> PerPole:
     """∂λ_k/∂p and, last, ∂λ_k/∂s0."""
-    poles = _with_zero(p)
-    high, low = jnp.take(p, k, -1), jnp.take(poles, k + 1, -1)
-    value, offset = jnp.take(value, k, -1)[..., None], jnp.take(offset, k, -1)[..., None]
-    zero = value == 0
-    tied = (high == low)[..., None] & ~zero
-    simple = ~(zero | tied)
+    poles = _poles(p)
+    of_all = p, poles[..., 1:], value, offset
+    high, low, value, offset = (jnp.take(x, k, -1)[..., None] for x in of_all)
     poles = poles[..., None, :]
-    origin = jnp.where(offset > 0, low[..., None], high[..., None])
+    zero = value == 0
+    tied = (high == low) & ~zero
+    simple = ~(zero | tied)
+    origin = jnp.where(offset > 0, low, high)
     e = jnp.where(simple, (poles - origin) - offset, 1)
     # In units of the distance to the nearest pole no ratio exceeds 1.
     ratio = lax.stop_gradient(jnp.abs(offset)) / e
     norm = jnp.sum((poles / jnp.where(simple, value, 1) * ratio) ** 2, -1, keepdims=True)
     of_simple = ratio**2 / jnp.where(simple, norm, 1)
 
-    equal = (poles == high[..., None]).astype(p.dtype)
-    of_tied = equal / jnp.sum(equal, -1, keepdims=True) + _kink(tied, high[..., None])
+    equal = (poles == high).astype(p.dtype)
+    of_tied = equal / jnp.sum(equal, -1, keepdims=True) + _kink(tied, high)
     return jnp.where(zero, _null_slopes(p, s0), jnp.where(tied, of_tied, of_simple))
 
 
-def _null_slopes(p: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b 1 m"]:
+def _null_slopes(p: PerClass, s0: PerRow) -> Float[Array, "*b 1 m"]:
     """The slopes of an eigenvalue that is 0."""
-    absent, no_sink = p == 0, s0 == 0
+    absent = p == 0
     count = jnp.sum(~absent, -1).astype(p.dtype)
-    constant = jnp.where(no_sink & (count > 0), 1 / jnp.maximum(count, 1), 0)
+    constant = jnp.where((s0 == 0) & (count > 0), 1 / jnp.maximum(count, 1), 0)
     nullity = p.shape[-1] - count + (constant > 0).astype(p.dtype)
     slopes = jnp.where(absent, 1 + constant[..., None], 0)
     slopes = jnp.concatenate([slopes, constant[..., None]], -1)
     return (slopes / jnp.maximum(nullity, 1)[..., None])[..., None, :]
 
 
-# 0, of which the derivative by x is NaN where there is none.
+# 0, with a NaN as its derivative by x at a kink, where it has none.
 @jax.custom_jvp
 def _kink(where: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.zeros_like(x)
 
 
 @_kink.defjvp
-def _kink_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Array]) -> tuple[Array, Array]:
+def _kink_jvp(primals: Pair, tangents: tuple[Any, Array]) -> Pair:
     return _kink(*primals), jnp.where(primals[0], jnp.nan, 0) * tangents[1]

@@ -11,31 +11,26 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import programs, validation
 from jaxsoft._core.devices import Mesh
-from jaxsoft._simplex.formulas import centred, complement, dominant, fractions, jit, quotient, total
+from jaxsoft._simplex import formulas
+from jaxsoft._simplex.formulas import PerClass, PerRow, divisor, fractions, jit, quotient, total
 
 
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """√x with the derivative 0 at 0: a weight of 0 is a mask, and it stays 0."""
-    positive = x != 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return jnp.where(x == 0, 0, jnp.sqrt(divisor(x)))
 
 
 # B = diag(√s) - κ s √sᵀ has B Bᵀ = diag(s) - (2κ - κ² Σs) s sᵀ, and that is C for
 #     κ = (1 - √a0) / Σs = 1 / (t (1 + √a0)).
 # The diagonal is √s (1 - a / (1 + √a0)) = √s (1 - a + √a0) / (1 + √a0), which has no difference.
 @jit
-def root_product(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    v: Float[Array, "*b n"],
-    mesh: Mesh | None = None,
-) -> Float[Array, "*b n"]:
+def root_product(s: PerClass, s0: PerRow, v: PerClass, mesh: Mesh | None = None) -> PerClass:
     """B v."""
     _, a, a0 = fractions(s, s0, mesh)
     extra = root(a0)[..., None]
-    top, scaled = dominant(a), root(s) * v
+    top, scaled = formulas.dominant(a), root(s) * v
     rest = total(jnp.where(top, 0, scaled), mesh, keepdims=True)
-    of_top = scaled * (complement(a, a0, mesh) + extra) - a * rest
+    of_top = scaled * (formulas.complement(a, a0, mesh) + extra) - a * rest
     of_others = scaled * (1 + extra) - a * total(scaled, mesh, keepdims=True)
     return jnp.where(top, of_top, of_others) / (1 + extra)
 
@@ -44,16 +39,12 @@ def root_product(
 # √s (u - u0 √a0 / (1 + √a0)), which a common offset of v and v0 leaves as it is.
 @jit
 def root_transposed_product(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    v: Float[Array, "*b n"],
-    v0: Float[Array, "*b"] | float = 0.0,
-    mesh: Mesh | None = None,
-) -> Float[Array, "*b n"]:
+    s: PerClass, s0: PerRow, v: PerClass, v0: PerRow | float = 0.0, mesh: Mesh | None = None
+) -> PerClass:
     """Bᵀ v - √a √s0 v0: the transposed factor of all classes, that of the sink included."""
     _, a, a0 = fractions(s, s0, mesh)
     extra = root(a0)
-    u, u0 = centred(a, a0, v, v0, mesh)
+    u, u0 = formulas.centred(a, a0, v, v0, mesh)
     return root(s) * (u - (u0 * extra / (1 + extra))[..., None])
 
 
@@ -83,9 +74,8 @@ class RankFactor(NamedTuple):
 
     def as_matrix(self) -> Float[Array, "*batch n m"]:
         """F itself, shape [..., n, n - 1]."""
-        *batch, n = self.weights.shape
-        columns = jnp.eye(n - 1, dtype=self.weights.dtype)
-        return jax.vmap(lambda e: self.mv(jnp.broadcast_to(e, (*batch, n - 1))), 0, -1)(columns)
+        unit_vectors = jnp.eye(self.weights.shape[-1] - 1, dtype=self.weights.dtype)
+        return jax.vmap(self.mv, 0, -1)(unit_vectors)
 
     def _vector(self, method: str, v: Any, shape: tuple[int, ...], wanted: str) -> Array:
         function = f"RankFactor.{method}"
@@ -93,12 +83,12 @@ class RankFactor(NamedTuple):
         return validation.broadcast(function, "v", v, shape, wanted).astype(self.weights.dtype)
 
 
-# With `jax.export` a program that gives such a factor can be written to a file.
+# A program that returns such a factor can be written to a file (`jax.export`).
 export.register_namedtuple_serialization(RankFactor, serialized_name="jaxsoft.RankFactor")
 
 
 @jax.jit
-def _factor_product(s: Float[Array, "*b n"], v: Float[Array, "*b m"]) -> Float[Array, "*b n"]:
+def _factor_product(s: PerClass, v: Float[Array, "*b m"]) -> PerClass:
     head, last = s[..., :-1], s[..., -1]
     _, a, _ = fractions(head, last)
     below = -root(last) * jnp.sum(root(a) * v, -1)
@@ -108,18 +98,14 @@ def _factor_product(s: Float[Array, "*b n"], v: Float[Array, "*b m"]) -> Float[A
 # C = L D Lᵀ with unit lower triangular L, L_ij = -s_i / q_j, and D_j = s_j q_j / q_{j-1}, where
 # q_j = Σ_{k>j} s_k + s0 are the tails (Tanabe & Sagae 1992; the sink comes last).
 @programs.program(places=programs.as_given)
-def cholesky_product(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], v: Float[Array, "*b n"]
-) -> Float[Array, "*b n"]:
+def cholesky_product(s: PerClass, s0: PerRow, v: PerClass) -> PerClass:
     """L √D v."""
     masses = jnp.concatenate([s, s0[..., None]], -1)
     tails = jnp.cumsum(masses[..., ::-1], -1)[..., ::-1]
     before, after = tails[..., :-1], tails[..., 1:]
     # √D_j = √(s_j / q_{j-1}) √q_j and √D_j / q_j: neither product of tails can underflow.
-    share = root(quotient(s, jnp.where(before == 0, 1, before))) * v
-    after_root = root(after)
-    scaled = quotient(share, jnp.where(after == 0, 1, after_root))
-    scaled = jnp.where(after == 0, 0, scaled)
+    share, after_root = root(quotient(s, divisor(before))) * v, root(after)
+    scaled = jnp.where(after == 0, 0, quotient(share, divisor(after_root)))
     sums = jnp.cumsum(scaled, -1)
     below = jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
     return share * after_root - s * below

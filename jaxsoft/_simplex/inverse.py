@@ -1,35 +1,23 @@
 """Inverse and determinant of C(s, s0) + λ I, with λ = 0 the pseudo-inverse and -determinant.
 
-A damping of None is the number 0, with which only the pseudo-inverse is computed; among the rows
-of an array the two are selected, and a negative damping makes its row NaN.
+A damping of None stands for the number 0: then only the pseudo-inverse is computed. Of an array
+each row selects one of the two, and a negative damping makes its row NaN.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxsoft._core import programs
 from jaxsoft._core.devices import Mesh
-from jaxsoft._simplex.formulas import (
-    anchor,
-    complement,
-    first_largest,
-    fractions,
-    jit,
-    others,
-    quotient,
-    total,
-)
+from jaxsoft._simplex import formulas
+from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, divisor, fractions, quotient, total
 
 
-@jit
+@formulas.jit
 def solve(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    b: Float[Array, "*b n"],
-    damping: Float[Array, "*b"] | None,
-    mesh: Mesh | None = None,
-) -> Float[Array, "*b n"]:
+    s: PerClass, s0: PerRow, b: PerClass, damping: PerRow | None, mesh: Mesh | None
+) -> PerClass:
     """(C + λ I)⁻¹ b, and C⁺ b where λ = 0."""
     if damping is None:
         return _solve_pseudo(s, s0, b, mesh)
@@ -49,8 +37,7 @@ def _solve_damped(s: Array, s0: Array, b: Array, damping: Array, mesh: Mesh | No
 
 def _grounded(s: Array, s0: Array, damping: Array, mesh: Mesh | None = None) -> Array:
     """Σ s λ / (s + λ) + s0 as a divisor: 1 in a row without any weight."""
-    whole = total(_parallel(s, damping[..., None]), mesh) + s0
-    return jnp.where(whole == 0, 1, whole)
+    return divisor(total(_parallel(s, damping[..., None]), mesh) + s0)
 
 
 def _parallel(s: Array, damping: Array) -> Array:
@@ -67,17 +54,14 @@ def _solve_pseudo(s: Array, s0: Array, b: Array, mesh: Mesh | None) -> Array:
     def project(x: Array) -> Array:
         return jnp.where(support, x - total(x, mesh, keepdims=True) / count, 0)
 
-    b, divisor = jnp.where(support, b, 0), jnp.where(support, s, 1)
-    sunk = s0 != 0
-    common = quotient(total(b, mesh), jnp.where(sunk, s0, 1))
-    regular = jnp.where(support, quotient(b, divisor) + common[..., None], 0)
-    return jnp.where(sunk[..., None], regular, project(quotient(project(b), divisor)))
+    b, s = jnp.where(support, b, 0), divisor(s)
+    common = quotient(total(b, mesh), divisor(s0))
+    regular = jnp.where(support, quotient(b, s) + common[..., None], 0)
+    return jnp.where((s0 != 0)[..., None], regular, project(quotient(project(b), s)))
 
 
 @programs.program(places=programs.of_last)
-def log_determinant(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"], damping: Float[Array, "*b"] | None
-) -> Float[Array, "*b"]:
+def log_determinant(s: PerClass, s0: PerRow, damping: PerRow | None) -> PerRow:
     """log det(C + λ I), and the logarithm of the pseudo-determinant where λ = 0."""
     if damping is None:
         return _log_pseudo_determinant(s, s0)
@@ -98,10 +82,9 @@ def log_determinant(
 @jax.custom_jvp
 def _log_damped(s: Array, s0: Array, damping: Array) -> Array:
     _, a, _ = fractions(s, s0)
-    first = first_largest(s)
     top, shift = jnp.max(a, -1, initial=0), damping[..., None]
     factor = jnp.sum((top[..., None] - a) * _parallel(s, shift), -1) + top * s0
-    logarithms = jnp.where(first, 0, _log_of_sum(s, shift))
+    logarithms = jnp.where(formulas.first_largest(s), 0, _log_of_sum(s, shift))
     return jnp.sum(logarithms, -1) + _log_of_sum(damping, factor)
 
 
@@ -112,15 +95,13 @@ def _log_of_sum(x: Array, y: Array) -> Array:
 
 
 @_log_damped.defjvp
-def _log_damped_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
+def _log_damped_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Pair:
     (s, s0, damping), (ds, ds0, ddamping) = primals, tangents
     _, a, a0 = fractions(s, s0)
     shifted, divisor = s + damping[..., None], _grounded(s, s0, damping)
     inverse, beta = quotient(jnp.ones_like(s), shifted), quotient(s, shifted)
     squares = inverse * a * a
-    along = complement(a, a0) ** 2 * inverse + others(squares)
+    along = formulas.complement(a, a0) ** 2 * inverse + formulas.others(squares)
     spread = quotient(_centred_shares(s, a, a0, damping) ** 2, divisor[..., None])
     of_sink = jnp.sum(squares, -1) + quotient(jnp.sum(a * beta, -1) ** 2, divisor)
     of_damping = jnp.sum(inverse + quotient(beta * beta, divisor[..., None]), -1)
@@ -128,12 +109,11 @@ def _log_damped_jvp(
     return _log_damped(s, s0, damping), change
 
 
-# s / (s + λ) less its value at c is λ (s - c) / ((s + λ) (c + λ)), to its last bits whether λ is
-# small, where all shares are nearly 1, or large, where they are nearly 0.
+# s / (s + λ) - c / (c + λ) = λ (s - c) / ((s + λ) (c + λ)) is right to its last bits both for a
+# small λ, where all shares are nearly 1, and for a large one, where they are nearly 0.
 def _centred_shares(s: Array, a: Array, a0: Array, damping: Array) -> Array:
     """β - ⟨a, β⟩ for β = s / (s + λ)."""
-    w, _ = anchor(a, a0)
-    centre = jnp.sum(w * s, -1)
+    centre = jnp.sum(formulas.anchor(a, a0) * s, -1)
     factor = quotient(damping, centre + damping)
     u = factor[..., None] * quotient(s - centre[..., None], s + damping[..., None])
     u0 = -quotient(centre, centre + damping)
@@ -143,16 +123,14 @@ def _centred_shares(s: Array, a: Array, a0: Array, damping: Array) -> Array:
 # The product of the eigenvalues other than 0: on a support of k classes k Π s / t without a sink,
 # and s0 Π s / t with one.
 def _log_pseudo_determinant(s: Array, s0: Array) -> Array:
-    support = s != 0
-    count = jnp.sum(support, -1).astype(s.dtype)
-    factor = jnp.where(s0 != 0, s0, count)
-    whole = jnp.sum(s, -1) + s0
+    count = jnp.sum(s != 0, -1).astype(s.dtype)
+    factor, whole = jnp.where(s0 != 0, s0, count), jnp.sum(s, -1) + s0
     empty = count == 0
     ratio = jnp.log(jnp.where(empty, 1, factor)) - jnp.log(jnp.where(empty, 1, whole))
-    return jnp.sum(jnp.log(jnp.where(support, s, 1)), -1) + ratio
+    return jnp.sum(jnp.log(divisor(s)), -1) + ratio
 
 
 def _split(damping: Array) -> tuple[Array, Array]:
-    """Where the damping is 0, and it elsewhere: 1 where it is 0, NaN where it is negative."""
+    """Where the damping is 0; and the damping, with 1 in place of 0, NaN of a negative one."""
     positive = jnp.where(damping > 0, damping, jnp.nan)
     return damping == 0, jnp.where(damping == 0, 1, positive)

@@ -17,8 +17,9 @@ from jaxsoft._core.sizes import known
 from jaxsoft._simplex import eigenvalues, factors, formulas, inverse, spectrum
 from jaxsoft._simplex.stack import MatrixStack
 
-_OF_ROWS = "the shape of the weights without n"
-_OF_WEIGHTS = "the shape of the weights"
+# In messages, the shapes to which arguments are broadcast.
+OF_ROWS = "the shape of the weights without n"
+OF_CLASSES = "the shape of the weights"
 
 
 class SimplexMatrix(MatrixStack):
@@ -372,16 +373,16 @@ class SimplexMatrix(MatrixStack):
     def _vector(self, method: str, argument: str, value: Any) -> Array:
         function = f"SimplexJacobian.{method}"
         value = validation.floating(function, argument, value)
-        value = validation.broadcast(function, argument, value, self.weights.shape, _OF_WEIGHTS)
+        value = validation.broadcast(function, argument, value, self.weights.shape, OF_CLASSES)
         return value.astype(self.weights.dtype)
 
     def _mask(self, method: str, value: Any) -> Array:
         function, shape = f"SimplexJacobian.{method}", self.weights.shape
-        return validation.boolean(function, "mask", value, shape, _OF_WEIGHTS)
+        return validation.boolean(function, "mask", value, shape, OF_CLASSES)
 
     def _per_row(self, method: str, argument: str, value: Any) -> Array:
         function = f"SimplexJacobian.{method}"
-        value = options.non_negative(function, argument, value, self.sink.shape, _OF_ROWS)
+        value = options.non_negative(function, argument, value, self.sink.shape, OF_ROWS)
         return value.astype(self.weights.dtype)
 
     def _damping(self, method: str, value: Any) -> Array | None:

@@ -14,8 +14,9 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import class_ids, options, validation
 from jaxsoft._rows.logits import compute_dtype
-from jaxsoft._simplex import changes, formulas, indexing
-from jaxsoft._simplex.matrix import SimplexMatrix
+from jaxsoft._simplex import formulas
+from jaxsoft._simplex.matrix import OF_ROWS, SimplexMatrix
+from jaxsoft._simplex.stack import batch_index
 
 
 @final
@@ -92,10 +93,8 @@ class SimplexJacobian(SimplexMatrix):
             raise ValueError(f"{name}: weights must have shape [..., n], got ()")
         weights = weights.astype(compute_dtype(weights.dtype))
         sink = validation.floating(name, "sink", self.sink).astype(weights.dtype)
-        batch = weights.shape[:-1]
-        sink = validation.broadcast(name, "sink", sink, batch, "the shape of the weights without n")
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "sink", sink)
+        sink = validation.broadcast(name, "sink", sink, weights.shape[:-1], OF_ROWS)
+        vars(self).update(weights=weights, sink=sink)  # the class is frozen
 
     @property
     def T(self) -> SimplexJacobian:
@@ -167,7 +166,7 @@ class SimplexJacobian(SimplexMatrix):
         self._whole("merge")
         function, n = "SimplexJacobian.merge", self.weights.shape[-1]
         ids, count = class_ids.segments(function, segment_ids, num_segments, n)
-        weights, dropped = changes.merged(self.weights, ids, count=count)
+        weights, dropped = formulas.merged(self.weights, ids, count=count)
         return SimplexJacobian(weights, self.sink + dropped)
 
     def __mul__(self, factor: Shaped[ArrayLike, "..."]) -> SimplexJacobian:
@@ -183,8 +182,8 @@ class SimplexJacobian(SimplexMatrix):
         function, rows = "SimplexJacobian.__truediv__", self.sink.shape
         c = options.positive(function, "divisor", divisor, rows, "the shape of the batch")
         c = jnp.where(c > 0, c, jnp.nan).astype(self.weights.dtype)
-        quotient = formulas.quotient
-        return self._with(quotient(self.weights, c[..., None]), quotient(self.sink, c))
+        weights = formulas.quotient(self.weights, c[..., None])
+        return self._with(weights, formulas.quotient(self.sink, c))
 
     def __getitem__(self, index: Any) -> SimplexJacobian:
         """The Jacobians of some rows: an index of the batch axes, as of an array of that shape.
@@ -206,8 +205,8 @@ class SimplexJacobian(SimplexMatrix):
             >>> print(jacobian[0].shape, jacobian[:, -1].shape, jacobian[..., None, 1:].shape)
             (4, 3, 3) (5, 3, 3) (5, 1, 3, 3, 3)
         """
-        place = indexing.batch_index("SimplexJacobian", index, self.shape)
-        return self._with(self.weights[(*place, slice(None))], self.sink[place])
+        index = batch_index(index, self.shape)
+        return self._with(self.weights[(*index, slice(None))], self.sink[index])
 
     def __iter__(self) -> Iterator[SimplexJacobian]:
         """The Jacobians along the first batch axis; `TypeError` for one matrix."""
@@ -268,32 +267,31 @@ class SimplexJacobian(SimplexMatrix):
             0.2689 0.2689 0.7311 0.7311
         """
         radius = self._per_row("certificate", "radius", radius)
-        return changes.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
+        return formulas.certificate(self.weights, self.sink, radius, self._mesh("certificate"))
 
     def _with(self, weights: Array, sink: Array) -> SimplexJacobian:
         return SimplexJacobian(weights, sink, self.axis_name)
 
 
 def _flatten_with_keys(jacobian: SimplexJacobian) -> Any:
-    keys = jax.tree_util.GetAttrKey("weights"), jax.tree_util.GetAttrKey("sink")
-    leaves = jacobian.weights, jacobian.sink
-    return tuple(zip(keys, leaves, strict=True)), jacobian.axis_name
+    names = "weights", "sink"
+    leaves = tuple((jax.tree_util.GetAttrKey(name), getattr(jacobian, name)) for name in names)
+    return leaves, jacobian.axis_name
 
 
 # By hand, since JAX rebuilds a tree with leaves of any kind, which `__post_init__` would refuse.
 def _unflatten(axis_name: validation.AxisName, leaves: Any) -> SimplexJacobian:
     jacobian = object.__new__(SimplexJacobian)
-    names = "weights", "sink", "axis_name"
-    for name, value in zip(names, (*leaves, axis_name), strict=True):
-        object.__setattr__(jacobian, name, value)
+    weights, sink = leaves
+    vars(jacobian).update(weights=weights, sink=sink, axis_name=axis_name)
     return jacobian
 
 
 jax.tree_util.register_pytree_with_keys(SimplexJacobian, _flatten_with_keys, _unflatten)
 
 
-# With `jax.export` a program that takes or gives Jacobians can be written to a file: the arrays
-# are its inputs and outputs, and this is what is written of the rest.
+# A program that takes or returns Jacobians can be written to a file (`jax.export`): the arrays are
+# its inputs and outputs, so only the name of the axis is written.
 def _written(axis_name: validation.AxisName) -> bytes:
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if axis_name is not None and not all(isinstance(name, str) for name in names):

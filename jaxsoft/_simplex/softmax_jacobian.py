@@ -58,11 +58,7 @@ def softmax_jacobian(
         >>> print(jacobian.mv(jnp.array([1.0, 0.0]))[0])
         [ 0.25 -0.25]
     """
-    args, along = options.of_softmax(
-        "softmax_jacobian", x, axis, where, temperature, sink, axis_name
-    )
-    _, weights, mass = _at_logits(*args, **along)
-    return SimplexJacobian(weights, mass, axis_name)
+    return _both("softmax_jacobian", x, axis, where, temperature, sink, axis_name)[1]
 
 
 def softmax_and_jacobian(
@@ -96,10 +92,13 @@ def softmax_and_jacobian(
         >>> print(p, jacobian.trace())
         [0.5 0.5] 0.5
     """
-    args, along = options.of_softmax(
-        "softmax_and_jacobian", x, axis, where, temperature, sink, axis_name
-    )
-    p, weights, mass = _at_logits(*args, **along)
+    return _both("softmax_and_jacobian", x, axis, where, temperature, sink, axis_name)
+
+
+def _both(function: str, *args: Any) -> tuple[Array, SimplexJacobian]:
+    *_, axis_name = args
+    arrays, along = options.of_softmax(function, *args)
+    p, weights, mass = _at_logits(*arrays, **along)
     return p, SimplexJacobian(weights, mass, axis_name)
 
 
@@ -110,17 +109,14 @@ def _places(ndim: int, *, axes: tuple[int, ...], **_: Any) -> tuple[Places, Plac
 
 @programs.program(static=("axes", "mesh"), places=_places)
 def _at_logits(
-    x: Array,
-    where: Array | None,
-    temperature: Array | None,
-    sink: Array | None,
-    *,
-    axes: tuple[int, ...],
-    mesh: Mesh | None,
+    x: Array, *given: Array | None, axes: tuple[int, ...], mesh: Mesh | None
 ) -> tuple[Array, Array, Array]:
-    """Probabilities as of `softmax`, and the weights and the sink of the Jacobian."""
+    """Probabilities as of `softmax`, and the weights and the sink of the Jacobian.
+
+    Given are the mask, the temperature and the sink.
+    """
     shape, dtype = x.shape, compute_dtype(x.dtype)
-    args = devices.aligned(x, where, temperature, sink, mesh=mesh)
+    args = devices.aligned(x, *given, mesh=mesh)
     row, where, scale, sink = (classes_last(arg, axes) for arg in args)
     mass = jnp.zeros(row.shape[:-1], dtype)
     if not x.size:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxsoft._simplex.formulas import first_largest, quotient
+from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, divisor, first_largest, quotient
 
 # With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
 #
@@ -18,27 +18,26 @@ from jaxsoft._simplex.formulas import first_largest, quotient
 # the term of that pole and replaces the others by A / (τ + G) of the same value and slope. Since
 # 1 / R is concave in τ the replacement lies below R, from wherever it is made, so its root is a
 # lower bound of λ. The first step is made at the upper bound u = s1 (t - s1 + s2) / t of λ, which
-# is near where the spectrum is hard, with many weights just below the largest; from there the
-# iterates climb.
+# is close to λ in the hard case of many weights just below the largest; from there the iterates
+# climb.
 #
 # Everything is measured in units of u, which is at most twice λ: the weights w / u, the gaps and τ
 # lie in [0, 1], in a saturated row as in any other.
 
 
-def _iterations(dtype: jnp.dtype) -> int:
-    return 4 if dtype.itemsize > 4 else 3
-
-
-def _places(s: Float[Array, "*b n"]) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
+def _places(s: PerClass) -> tuple[Bool[Array, "*b n"], Bool[Array, "*b n"]]:
     """Where the largest weight is, and the second: one place each (none for a second of one)."""
     s = lax.stop_gradient(s)
     first = first_largest(s)
     return first, ~first & first_largest(jnp.where(first, -1, s))
 
 
-def _root(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
-) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+# λ is a simple eigenvalue unless three weights or more share the maximum, and dλ = vᵀ dC v, which
+# is the derivative of the quadratic form: Σ (v_i - m)² ds_i + m² ds0 with m = ⟨a, v⟩. From
+# C v = λ v it follows that v_i - m = λ v_i / s_i. Three weights or more that tie for the maximum
+# share the sum of their slopes equally, which is the mean over the eigenvectors of λ.
+@jax.custom_jvp
+def _largest(s: PerClass, s0: PerRow) -> tuple[PerRow, PerRow]:
     """λ, and τ = λ - s2 to its own last bits."""
     # As in `fractions`: in a smaller unit no reciprocal of a total is flushed to 0.
     scale = jnp.where(jnp.max(s, -1) > 2.0**64, 2.0**-8, 1).astype(s.dtype)
@@ -48,10 +47,8 @@ def _root(
     repeated = _count(s == top[..., None], s.dtype) - 1
     pole = jnp.where(repeated > 0, top, jnp.max(below, -1))
     others = _sum(below) + repeated * top + s0
-    t = others + top
-    t = jnp.where(t == 0, 1, t)
-    unit = top * ((others + pole) / t)
-    unit = jnp.where(unit == 0, 1, unit)
+    t = divisor(others + top)
+    unit = divisor(top * ((others + pole) / t))
     # Weights equal to s2 have their pole in the same place, and so has the sink if s2 is 0.
     near = _count(s == pole[..., None], s.dtype) * (pole / unit) * ((top - pole) / t)
     weight0 = (s0 / unit) * (top / t)
@@ -63,11 +60,13 @@ def _root(
     gap0 = jnp.where(pole == 0, 1, pole / unit)
 
     tau = (others / t) * ((top - pole) / unit)  # u - s2
-    for step in range(_iterations(s.dtype), 0, -1):
+    steps = 4 if s.dtype.itemsize > 4 else 3
+    for step in range(1, steps + 1):
         distance, distance0 = tau[..., None] + gaps, tau + gap0
         terms, term0 = weights / distance, weight0 / distance0
-        # The last step is right to the rounding of its value, whatever that of those before.
-        value = _sum(terms) if step == 1 else jnp.sum(terms, -1)
+        # Only the value of the last step has to be summed to the last bit: a step corrects the
+        # rounding errors of those before.
+        value = _sum(terms) if step == steps else jnp.sum(terms, -1)
         slope = jnp.sum(terms / distance, -1)
         value, slope = value + term0, slope + term0 / distance0
         length = _quotient(value, slope)
@@ -80,21 +79,19 @@ def _root(
 # part is lost. Added to a number of twice the sum and taken off it, every number loses its last
 # bits; what is left is a multiple of one unit, and adds up without a rounding. What was lost is so
 # small that the rounding of its own sum does not count (Rump, Ogita & Oishi 2008).
-def _sum(x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+def _sum(x: PerClass) -> PerRow:
     """Σ x of numbers of 0 or more, to the last bit."""
     unit = 2 * jnp.sum(x, -1, keepdims=True)
     leading = (x + unit) - unit
     return jnp.sum(leading, -1) + jnp.sum(x - leading, -1)
 
 
-def _count(where: Bool[Array, "*b n"], dtype: jnp.dtype) -> Float[Array, "*b"]:
+def _count(where: Bool[Array, "*b n"], dtype: jnp.dtype) -> PerRow:
     # Of floats, for XLA's sum of integers takes several times as long on the CPU.
     return jnp.sum(where.astype(dtype), -1)
 
 
-def _two_poles(
-    near: Float[Array, "*b"], far: Float[Array, "*b"], gap: Float[Array, "*b"]
-) -> Float[Array, "*b"]:
+def _two_poles(near: PerRow, far: PerRow, gap: PerRow) -> PerRow:
     """The root τ ≥ 0 of near / τ + far / (τ + gap) = 1."""
     h = far + near - gap
     r = jnp.sqrt(h * h + 4 * near * gap)
@@ -106,42 +103,20 @@ def _quotient(a: Array, b: Array) -> Array:
     return jnp.where(a == 0, 0, a / jnp.where(a == 0, 1, b))
 
 
-def _select(where: Bool[Array, "*b n"], x: Float[Array, "*b n"]) -> Float[Array, "*b"]:
-    return jnp.sum(jnp.where(where, x, 0), -1)
-
-
-# λ is a simple eigenvalue unless three weights or more share the maximum, and dλ = vᵀ dC v, which
-# is the derivative of the quadratic form: Σ (v_i - m)² ds_i + m² ds0 with m = ⟨a, v⟩. From
-# C v = λ v it follows that v_i - m = λ v_i / s_i. Three weights or more that tie for the maximum
-# share equally what they have, which is the mean over the eigenvectors of λ.
-@jax.custom_jvp
-def _largest(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
-) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-    return _root(s, s0)
-
-
 @_largest.defjvp
-def _largest_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    s, s0 = primals
-    ds, ds0 = tangents
+def _largest_jvp(primals: Pair, tangents: Pair) -> tuple[Pair, Pair]:
+    (s, s0), (ds, ds0) = primals, tangents
     value, tau = _largest(s, s0)
     slopes, slope0 = _slopes(*_in_units(s, s0, value, tau))
     change = jnp.sum(slopes * ds, -1) + slope0 * ds0
-    return (value, tau), (change, change - _select(_places(s)[1], ds))
+    return (value, tau), (change, change - jnp.sum(ds, -1, where=_places(s)[1]))
 
 
-# Slopes and eigenvector do not change with the unit. That of λ it is: the derivative of a ratio has
-# the square of its divisor, which would be 0 in a saturated row.
-def _in_units(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    value: Float[Array, "*b"],
-    tau: Float[Array, "*b"],
-) -> tuple[Array, Array, Array, Array]:
-    unit = lax.stop_gradient(jnp.where(value == 0, 1, value))
+# Slopes and eigenvector do not depend on the unit. The derivative of a ratio divides by the square
+# of its divisor, which would underflow in a saturated row if λ were not the unit.
+def _in_units(s: PerClass, s0: PerRow, value: PerRow, tau: PerRow) -> tuple[Array, ...]:
+    """The arguments in units of λ, which counts as a constant."""
+    unit = lax.stop_gradient(divisor(value))
     return s / unit[..., None], s0 / unit, value / unit, tau / unit
 
 
@@ -149,44 +124,35 @@ def _in_units(
 # the pole itself first, y_2 = s2; the largest is y_1 = Σ_{i≥2} y_i + y_0, since C 1 = a0 s, where
 # y_0 = s0 τ / λ is the sink's as that of a class with its pole at 0.
 def _eigenvector(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    value: Float[Array, "*b"],
-    tau: Float[Array, "*b"],
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b"], Bool[Array, "*b"], Float[Array, "*b n"]]:
+    s: PerClass, s0: PerRow, value: PerRow, tau: PerRow
+) -> tuple[PerClass, PerRow, Bool[Array, "*b"], PerClass]:
     """y_i / y_1 (i ≥ 2, else 0), y_1, whether C = 0, and τ / (λ - s_i)."""
     first, second = _places(s)
-    zero = (_select(first, s) == 0) | (jnp.sum(jnp.where(first, 0, s), -1) + s0 == 0)
+    zero = (jnp.sum(s, -1, where=first) == 0) | (jnp.sum(s, -1, where=~first) + s0 == 0)
     value, tau = jnp.where(zero, 1, value), jnp.where(zero, 1, tau)
-    gaps = _select(second, s)[..., None] - s
-    gaps = jnp.where(first | second, 1, gaps)
+    gaps = jnp.where(first | second, 1, jnp.sum(s, -1, where=second)[..., None] - s)
     f = jnp.where(second, 1, _ratio(tau[..., None], gaps))
     y = jnp.where(first, 0, s * f)
     y1 = jnp.where(zero, 1, jnp.sum(y, -1) + s0 * (tau / value))
     return y / y1[..., None], y1, zero, f
 
 
-def _slopes(
-    s: Float[Array, "*b n"],
-    s0: Float[Array, "*b"],
-    value: Float[Array, "*b"],
-    tau: Float[Array, "*b"],
-) -> tuple[Float[Array, "*b n"], Float[Array, "*b"]]:
+def _slopes(s: PerClass, s0: PerRow, value: PerRow, tau: PerRow) -> tuple[PerClass, PerRow]:
     """∂λ/∂s and ∂λ/∂s0."""
     first, _ = _places(s)
     r, y1, zero, f = _eigenvector(s, s0, value, tau)
-    top = _select(first, s)
+    top = jnp.sum(s, -1, where=first)
     # Where C = 0 the eigenvector is that of the one weight left, with m = 1, or of none, m = 0.
     mean = lax.stop_gradient((top != 0).astype(s.dtype))
     scale = jnp.where(zero, mean, value / y1)
-    of_top = jnp.where(zero, 1 - mean, value / jnp.where(top == 0, 1, top))
+    of_top = jnp.where(zero, 1 - mean, value / divisor(top))
     of_sink = jnp.where(zero, mean, tau / y1)
     square = 1 + jnp.sum(r * r, -1)
     slopes = jnp.where(first, of_top[..., None], scale[..., None] * f) ** 2 / square[..., None]
     tied = s == top[..., None]
-    count = jnp.sum(tied, -1, keepdims=True)
-    shared = jnp.sum(jnp.where(tied, slopes, 0), -1, keepdims=True) / count.astype(s.dtype)
-    return jnp.where(tied & (count > 2), shared, slopes), of_sink**2 / square
+    count = _count(tied, s.dtype)
+    shared = (jnp.sum(slopes, -1, where=tied) / count)[..., None]
+    return jnp.where(tied & (count > 2)[..., None], shared, slopes), of_sink**2 / square
 
 
 # τ / (τ + g) with 0 / 0 = 1. There the derivative is NaN, as it should be: g = 0 at τ = 0 is a
@@ -194,42 +160,35 @@ def _slopes(
 @jax.custom_jvp
 def _ratio(tau: Float[Array, "..."], gap: Float[Array, "..."]) -> Float[Array, "..."]:
     total = tau + gap
-    return jnp.where(total == 0, 1, tau / jnp.where(total == 0, 1, total))
+    return jnp.where(total == 0, 1, tau / divisor(total))
 
 
 @_ratio.defjvp
-def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _ratio_jvp(primals: Pair, tangents: Pair) -> Pair:
     (tau, gap), (dtau, dgap) = primals, tangents
     total = tau + gap
     return _ratio(tau, gap), (gap / total / total) * dtau - (tau / total / total) * dgap
 
 
 @jax.jit
-def bounds(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
-) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+def bounds(s: PerClass, s0: PerRow) -> tuple[PerRow, PerRow]:
     """A lower and an upper bound of the largest eigenvalue."""
     first, second = _places(s)
-    top, pole = _select(first, s), _select(second, s)
-    others = jnp.sum(jnp.where(first, 0, s), -1) + s0
-    total = top + others
-    total = jnp.where(total == 0, 1, total)
+    top, pole = jnp.sum(s, -1, where=first), jnp.sum(s, -1, where=second)
+    others = jnp.sum(s, -1, where=~first) + s0
+    total = divisor(top + others)
     lower = pole * (1 + quotient(top - pole, total))
     return lower, top * quotient(others + pole, total)
 
 
 @jax.jit
-def largest_eigenvalue(s: Float[Array, "*b n"], s0: Float[Array, "*b"]) -> Float[Array, "*b"]:
+def largest_eigenvalue(s: PerClass, s0: PerRow) -> PerRow:
     """λ_1 = ‖C‖_2; 0 for no class."""
-    if not s.shape[-1]:
-        return jnp.zeros_like(s0)
-    return _largest(s, s0)[0]
+    return _largest(s, s0)[0] if s.shape[-1] else jnp.zeros_like(s0)
 
 
 @jax.jit
-def largest_eigenpair(
-    s: Float[Array, "*b n"], s0: Float[Array, "*b"]
-) -> tuple[Float[Array, "*b"], Float[Array, "*b n"]]:
+def largest_eigenpair(s: PerClass, s0: PerRow) -> tuple[PerRow, PerClass]:
     """λ_1 and its unit eigenvector, positive at the largest weight and nowhere else."""
     value, tau = _largest(s, s0)
     first, _ = _places(s)

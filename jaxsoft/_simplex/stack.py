@@ -1,14 +1,17 @@
-"""A batch of matrices as numpy knows it, a stack: its shape, and products by `@`."""
+"""A batch of matrices as numpy knows it, a stack: its shape, its index, and products by `@`."""
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import validation
-from jaxsoft._simplex import formulas, indexing
+from jaxsoft._core.sizes import known
+from jaxsoft._simplex import formulas
 
 
 class MatrixStack:
@@ -114,8 +117,60 @@ class MatrixStack:
             wanted = f"the shape of the weights; matrices have {self.ndim} axes or more"
             v = validation.broadcast(function, "v", v, shape, wanted)
             return formulas.product(self.weights, self.sink, v, mesh)
-        batch = indexing.matrices(function, "v", v, shape, columns=columns)
+        batch = _common_batch(function, v, shape, columns=columns)
         v = jnp.broadcast_to(v, (*batch, *v.shape[-2:]))
-        weights, sink = jnp.broadcast_to(self.weights, (*batch, shape[-1])), self.sink
-        sink = jnp.broadcast_to(sink, batch)
-        return formulas.products(weights, sink, v, columns=columns, mesh=mesh)
+        weights = jnp.broadcast_to(self.weights, (*batch, shape[-1]))
+        sink = jnp.broadcast_to(self.sink, batch)
+        return formulas.products(weights, sink, v, -1 if columns else -2, mesh)
+
+
+def _common_batch(
+    function: str, v: Array, weights: tuple[int, ...], *, columns: bool
+) -> tuple[int, ...]:
+    """The batch of matrices whose columns, or rows, are as long as those of the weights."""
+    *batch, n = weights
+    *given, first, last = v.shape
+    try:
+        if (first if columns else last) == n:
+            return jnp.broadcast_shapes(tuple(batch), tuple(given))
+    except ValueError:  # the batches do not broadcast
+        pass
+    wanted = f"(..., {n}, k)" if columns else f"(..., k, {n})"
+    raise ValueError(
+        f"{function}: v of {v.ndim} axes must be matrices {wanted}, with leading axes "
+        f"that broadcast with the batch {tuple(batch)}, got {v.shape}"
+    )
+
+
+def batch_index(index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Returns an index of the batch axes; one given as a number must lie in its axis."""
+    items = index if isinstance(index, tuple) else (index,)
+    taken = [_axes_of_index(item) for item in items]
+    batch, rest, axis = shape[:-2], sum(taken), 0
+    if rest > len(batch):
+        raise IndexError(
+            f"SimplexJacobian: {index!r:.60} reaches into the matrices of shape {shape}, whose "
+            f"batch axes are {batch}; row(i), diagonal() and as_matrix() give entries"
+        )
+    for item, axes in zip(items, taken, strict=True):
+        if item is Ellipsis:
+            axis = len(batch) - rest
+        elif isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            _require_within(int(item), axis, batch[axis])
+        axis, rest = axis + axes, rest - axes
+    return items
+
+
+def _require_within(number: int, axis: int, size: int) -> None:
+    if known(lambda: not -size <= number < size, False):
+        raise IndexError(
+            f"SimplexJacobian: {number} lies outside of batch axis {axis} of size {size}"
+        )
+
+
+def _axes_of_index(item: Any) -> int:
+    """How many axes an item of an index takes: a mask its own, others one."""
+    if item is None or item is Ellipsis or isinstance(item, (bool, np.bool_)):
+        return 0
+    mask = isinstance(item, (np.ndarray, jax.Array)) and item.dtype == bool
+    return item.ndim if mask else 1

@@ -1,6 +1,5 @@
 """attention_jacobian: how the output of one attention query answers to the query."""
 
-import functools
 import math
 from typing import Any
 
@@ -73,7 +72,7 @@ def attention_jacobian(
         raise ValueError(f"{name}: K must have shape ({m}, {d}) (q {shapes[0]}), got {shapes[1]}")
     if values != m:
         raise ValueError(f"{name}: V must have {m} rows (K {shapes[1]}), got {shapes[2]}")
-    # Of a symbolic size (`jax.export`), which is 1 or more, as an array.
+    # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
     counted = known(lambda: int(d) >= 0, False)
     alpha: Any = 1 / math.sqrt(max(d, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(d, float))
     if scale is not None:
@@ -81,23 +80,17 @@ def attention_jacobian(
     if bias is not None:
         bias = validation.floating(name, "bias", bias)
         bias = validation.broadcast(name, "bias", bias, (m,), "one per key")
-    mask = None if where is None else validation.boolean(name, "where", where, (m,), "one per key")
     if sink is not None:
         sink = options.number(name, "sink", sink, -math.inf, math.inf)
+    mask = validation.mask(name, where, (m,), "one per key")
     return _attention(*given, alpha, bias, mask, sink)
 
 
 @jax.jit
 def _attention(
-    q: Array,
-    K: Array,
-    V: Array,
-    scale: Any,
-    bias: Array | None,
-    where: Array | None,
-    sink: Any,
+    q: Array, K: Array, V: Array, scale: Any, bias: Array | None, where: Array | None, sink: Any
 ) -> Array:
-    dtype = compute_dtype(functools.reduce(jnp.promote_types, (q.dtype, K.dtype, V.dtype)))
+    dtype = compute_dtype(jnp.result_type(q.dtype, K.dtype, V.dtype))
     q, K, V = (a.astype(dtype) for a in (q, K, V))
     if where is not None:
         K, V = (jnp.where(where[:, None], a, 0) for a in (K, V))

@@ -11,12 +11,11 @@ from jaxsoft._core import validation
 
 
 def callable_or_raise(function: str, argument: str, value: Any, following: Any) -> Any:
-    """Returns what can be called, or raises `TypeError`; the next argument may be it instead."""
+    """Returns a callable, or raises `TypeError`, with a hint if the next argument is one."""
     if not callable(value):
+        got = type(value).__name__
         order = f"; {argument} comes first, then its arguments" if callable(following) else ""
-        raise TypeError(
-            f"{function}: {argument} must be callable, got {type(value).__name__}{order}"
-        )
+        raise TypeError(f"{function}: {argument} must be callable, got {got}{order}")
     return value
 
 
@@ -25,9 +24,8 @@ def positive_integer(function: str, argument: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(
-            f"{function}: {argument} must be an integer, got {type(value).__name__}"
-        ) from None
+        got = type(value).__name__
+        raise TypeError(f"{function}: {argument} must be an integer, got {got}") from None
     if number < 1:
         raise ValueError(f"{function}: {argument} must be 1 or more, got {number}")
     return number
@@ -36,24 +34,21 @@ def positive_integer(function: str, argument: str, value: Any) -> int:
 def logits_of(function: str, argument: str, value: Any) -> Array:
     """Returns the logits that a function of the caller has returned."""
     if not isinstance(value, jax.Array):
-        raise TypeError(
-            f"{function}: {argument} must return an array of logits, got {type(value).__name__}"
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: {argument} must return floating logits, got dtype {value.dtype}"
-        )
+        got = type(value).__name__
+        raise TypeError(f"{function}: {argument} must return an array of logits, got {got}")
+    dtype = value.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{function}: {argument} must return floating logits, got dtype {dtype}")
     return value
 
 
 def parameters(function: str, argument: str, tree: PyTree) -> PyTree:
     """Returns a tree whose leaves are floating arrays."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = []
-    for path, value in leaves:
+
+    def checked(path: Any, value: Any) -> Array:
         name = argument + jax.tree_util.keystr(path)
         if callable(value) or isinstance(value, (bool, int)):
-            raise TypeError(  # the functions and flags of a model
+            raise TypeError(  # a model's functions and flags
                 f"{function}: {argument} must be a pytree of arrays, got a leaf of type "
                 f"{type(value).__name__} ({name}); with Equinox: params, static = "
                 "eqx.partition(model, eqx.is_inexact_array)"
@@ -61,8 +56,9 @@ def parameters(function: str, argument: str, tree: PyTree) -> PyTree:
         leaf = validation.array(function, name, value)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{function}: {name} must be floating, got dtype {leaf.dtype}")
-        arrays.append(leaf)
-    return jax.tree.unflatten(treedef, arrays)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(checked, tree)
 
 
 def direction(function: str, tree: PyTree, params: PyTree) -> PyTree:
@@ -71,8 +67,10 @@ def direction(function: str, tree: PyTree, params: PyTree) -> PyTree:
     wanted, got = str(jax.tree.structure(params)), str(jax.tree.structure(tree))
     if wanted != got:
         raise ValueError(f"{function}: v must have the tree of params, {wanted}, got {got}")
-    leaves, shaped = jax.tree_util.tree_flatten_with_path(tree)[0], jax.tree.leaves(params)
-    for (path, leaf), like in zip(leaves, shaped, strict=True):
+
+    def cast(path: Any, leaf: Array, like: Array) -> Array:
         name = "v" + jax.tree_util.keystr(path)
         validation.same_shape(function, name, leaf, like.shape, "as in params")
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, params)
+        return leaf.astype(like.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, tree, params)

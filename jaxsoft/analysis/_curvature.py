@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree, Shaped
+from jaxtyping import ArrayLike, PyTree, Shaped
 
 from jaxsoft._core import validation
 from jaxsoft._simplex.operator import SimplexJacobian
@@ -66,11 +66,8 @@ def fisher_vp(
         [[ 1.25 -1.25]
          [ 0.25 -0.25]]
     """
-
-    def product(jacobian: SimplexJacobian, u: Array) -> Array:
-        return jacobian.sqrt_mv(jacobian.sqrt_T_mv(u))
-
-    return _product("fisher_vp", product, model, params, x, v, weights, reduction)
+    by_root = lambda jacobian, u: jacobian.sqrt_mv(jacobian.sqrt_T_mv(u))
+    return _product("fisher_vp", by_root, model, params, x, v, weights, reduction)
 
 
 def ggn_vp(
@@ -126,47 +123,27 @@ def ggn_vp(
 
 
 def _product(
-    function: str,
-    of_logits: Callable[[SimplexJacobian, Array], Array],
-    model: Any,
-    params: PyTree,
-    x: PyTree,
-    v: PyTree,
-    weights: Any,
-    reduction: Any,
+    name: str, of_row: Any, model: Any, params: Any, x: Any, v: Any, weights: Any, reduction: Any
 ) -> PyTree:
-    model = _checks.callable_or_raise(function, "model", model, params)
-    params = _checks.parameters(function, "params", params)
-    v = _checks.direction(function, v, params)
+    """Gᵀ `of_row`(J, G v), with the weights."""
+    model = _checks.callable_or_raise(name, "model", model, params)
+    params = _checks.parameters(name, "params", params)
+    v = _checks.direction(name, v, params)
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"{function}: reduction must be 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(f"{name}: reduction must be 'mean' or 'sum', got {reduction!r}")
 
-    def logits_of(params: PyTree) -> Array:
-        return _checks.logits_of(function, "model", model(params, x))
-
+    logits_of = lambda params: _checks.logits_of(name, "model", model(params, x))
     logits, pushforward = jax.linearize(logits_of, params)
     if not logits.ndim:
-        raise ValueError(f"{function}: model must return logits of shape [..., n], got ()")
-    jacobian = softmax_jacobian(logits)
-    product = of_logits(jacobian, pushforward(v))
-    rows = logits.shape[:-1]
-    weight = _weights(function, weights, rows, product.dtype, mean=reduction == "mean")
+        raise ValueError(f"{name}: model must return logits of shape [..., n], got ()")
+    product = of_row(softmax_jacobian(logits), pushforward(v))
+    each = validation.floating(name, "weights", 1.0 if weights is None else weights)
+    rows, wanted = logits.shape[:-1], "one weight for each example"
+    each = validation.broadcast(name, "weights", each, rows, wanted).astype(product.dtype)
+    if reduction == "mean":
+        total = jnp.sum(each)
+        each = each / jnp.where(total == 0, 1, total)
+    weight = each[..., None]
     product = jnp.where(weight == 0, 0, weight * product)  # what is ignored may be NaN
     (out,) = jax.linear_transpose(pushforward, params)(product.astype(logits.dtype))
     return out
-
-
-def _weights(
-    function: str, weights: Any, rows: tuple[int, ...], dtype: Any, *, mean: bool
-) -> Array:
-    """The factor of each example, shape [..., 1]."""
-    if weights is None:
-        each = jnp.ones(rows, dtype)
-    else:
-        each = validation.floating(function, "weights", weights)
-        wanted = "one weight for each example"
-        each = validation.broadcast(function, "weights", each, rows, wanted).astype(dtype)
-    if mean:
-        total = jnp.sum(each)
-        each = each / jnp.where(total == 0, 1, total)
-    return each[..., None]

@@ -15,10 +15,7 @@ from jaxsoft.analysis import _checks
 
 
 def input_jacobian(
-    f: Callable[[Array], Any],
-    x: Shaped[ArrayLike, "batch ..."],
-    *,
-    batch_size: int | None = None,
+    f: Callable[[Array], Any], x: Shaped[ArrayLike, "batch ..."], *, batch_size: int | None = None
 ) -> Float[Array, "batch n ..."]:
     r"""The Jacobian of a classifier's probabilities by its input, for each example.
 
@@ -59,13 +56,9 @@ def input_jacobian(
     f, x, batch_size = _checked("input_jacobian", f, x, batch_size)
 
     def of_example(x: Array) -> Array:
-        def twice(x: Array) -> tuple[Array, Array]:
-            logits = f(x)
-            return logits, logits
-
         n = jax.eval_shape(f, x).size
         transform = jax.jacrev if known(lambda: n <= x.size, True) else jax.jacfwd
-        of_model, logits = transform(twice, has_aux=True)(x)
+        of_model, logits = transform(lambda x: (f(x),) * 2, has_aux=True)(x)
         columns = of_model.reshape(n, x.size).T
         products = jax.vmap(softmax_jacobian(logits).mv)(columns)
         return products.T.reshape(n, *x.shape)
@@ -118,30 +111,26 @@ def input_sensitivity(
     f, x, batch_size = _checked(name, f, x, batch_size)
     steps = _checks.positive_integer(name, "steps", steps)
 
-    # Compiled as a whole, and for this call alone: what `f` closes over may be other at the next.
-    @jax.jit
-    def values(x: Array) -> Array:
-        return _over_examples(lambda x: _largest_singular_value(f, x, steps), x, batch_size)
-
-    return values(x)
+    # One program, compiled afresh at each call, since what `f` closes over may have changed.
+    of_example = lambda x: _largest_singular_value(f, x, steps)
+    return jax.jit(lambda x: _over_examples(of_example, x, batch_size))(x)
 
 
 def _checked(
-    function: str, f: Any, x: Any, batch_size: Any
+    name: str, f: Any, x: Any, batch_size: Any
 ) -> tuple[Callable[[Array], Array], Array, int | None]:
-    f = _checks.callable_or_raise(function, "f", f, x)
-    x = validation.floating(function, "x", x)
+    f = _checks.callable_or_raise(name, "f", f, x)
+    x = validation.floating(name, "x", x)
     if not x.ndim:
-        raise ValueError(f"{function}: x must have shape [batch, ...], got ()")
+        raise ValueError(f"{name}: x must have shape [batch, ...], got ()")
     if batch_size is not None:
-        batch_size = _checks.positive_integer(function, "batch_size", batch_size)
+        batch_size = _checks.positive_integer(name, "batch_size", batch_size)
 
     def of_example(x: Array) -> Array:
-        logits = _checks.logits_of(function, "f", f(x))
+        logits = _checks.logits_of(name, "f", f(x))
         if logits.ndim != 1:
-            raise ValueError(
-                f"{function}: f must return logits of shape [n] for one example, got {logits.shape}"
-            )
+            wanted = "f must return logits of shape [n] for one example"
+            raise ValueError(f"{name}: {wanted}, got {logits.shape}")
         return logits
 
     return of_example, x, batch_size
@@ -164,8 +153,8 @@ def _largest_singular_value(f: Callable[[Array], Array], x: Array, steps: int) -
         return jnp.zeros((), jacobian.weights.dtype)
     pullback = jax.linear_transpose(pushforward, x)
 
-    # In units of ‖J‖_∞, which may be 1e-30 in a confident row, and of the first product, so that no
-    # square can underflow.
+    # J is divided by ‖J‖_∞, which may be 1e-30 in a confident row, and each product by the size of
+    # the first, so that no square underflows.
     unit = jacobian.norm(jnp.inf)
     scaled = jacobian * (1 / jnp.where(unit == 0, 1, unit))
 
@@ -173,11 +162,12 @@ def _largest_singular_value(f: Callable[[Array], Array], x: Array, steps: int) -
         return scaled.mv(pushforward(v.astype(x.dtype)))
 
     def transposed(u: Array) -> Array:
-        (v,) = pullback(scaled.mv(u).astype(logits.dtype))
-        return v.astype(u.dtype)
+        return pullback(scaled.mv(u).astype(logits.dtype))[0].astype(u.dtype)
 
-    start = product(_irregular(x.size).reshape(x.shape))
-    u, _ = _unit(start)
+    # The start has no pattern that a model could be blind to: numbers in [-1, 1) by Knuth's hash.
+    hashed = lax.iota(jnp.uint32, x.size) * jnp.uint32(2654435761)
+    start = hashed.astype(jnp.float32) * 2.0**-31 - 1
+    u, _ = _unit(product(start.reshape(x.shape)))
     _, size = _unit(transposed(u))
     size = jnp.where(size == 0, 1, size)
     rank = max(1, _at_most(x.size, _at_most(logits.size - 1, steps)))
@@ -213,12 +203,6 @@ def _top_eigenvector(operator: Callable[[Array], Array], start: Array, steps: in
     _, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     u, _ = _unit(vectors[:, -1] @ basis)
     return u
-
-
-def _irregular(size: int) -> Array:
-    """Numbers in [-1, 1) without a pattern that a model could be blind to (Knuth's hash)."""
-    hashed = lax.iota(jnp.uint32, size) * jnp.uint32(2654435761)
-    return hashed.astype(jnp.float32) * 2.0**-31 - 1
 
 
 def _unit(x: Array) -> tuple[Array, Array]:

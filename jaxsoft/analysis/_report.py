@@ -125,8 +125,7 @@ def _report(
     x: Array, where: Array | None, temperature: Array | None, *, axes: tuple[int, ...]
 ) -> JacobianReport:
     x = classes_last(x.astype(compute_dtype(x.dtype)), axes)
-    where = classes_last(where, axes)
-    temperature = classes_last(temperature, axes)
+    where, temperature = (classes_last(a, axes) for a in (where, temperature))
     # The two largest logits need two places. A symbolic size (`jax.export`) is 1 or more.
     n = x.shape[-1]
     missing = known(lambda: n < 1, False) + known(lambda: n < 2, True)
@@ -157,7 +156,7 @@ def _report(
 
 
 # H = log Z - ⟨z⟩ with z = x / T, and ∂H/∂T = -⟨z, J_p ∂z/∂T⟩ = zᵀ J_p z / T = zᵀ J z. As J is blind
-# to a constant, z is measured from its maximum; and where p is 0 it has no weight, whatever it is.
+# to a constant, z is measured from its maximum; where p is 0, z has no weight, even if it is -inf.
 def _gaps(x: Array, where: Array | None, temperature: Array | None, p: Array) -> Array:
     logits = prepare(x, ClassAxis(x.ndim - 1), where, temperature)
     absent = p == 0

@@ -13,12 +13,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsoft.testing._arguments import checked_arguments, checked_options, kind, require
-from jaxsoft.testing._comparison import compared, report
-from jaxsoft.testing._eps import error_in_eps
-from jaxsoft.testing._exact import Exact, directions, exact_derivatives, expected_blocks, largest
+from jaxsoft.testing._comparison import compared, error_in_eps, report
+from jaxsoft.testing._exact import directions, exact_derivatives, expected_blocks, largest
 from jaxsoft.testing._modes import BY_NAME, MODES
-from jaxsoft.testing._precision import is_floating, shapes, shapes_in_float64
-from jaxsoft.testing._types import Function, Named
+from jaxsoft.testing._precision import Function, Named, is_floating, shapes_in_float64
 
 __all__ = ["MODES", "assert_derivatives", "error_in_eps"]
 
@@ -112,23 +110,20 @@ def assert_derivatives(
     differences = reference is None
     f, exact_f = named(fun), named(fun if reference is None else reference)
     results = jax.eval_shape(f, live, held)
-    require(bool(results), ValueError, "fun must return a floating array, got none")
-    wanted, got = shapes(results), shapes_in_float64(exact_f, live, held)
-    text = f"reference must return {wanted} as fun does, got {got}"
-    require(got == wanted, ValueError, text)
+    require(results, ValueError, "fun must return a floating array, got none")
+    own, got = jax.tree.map(np.shape, results), shapes_in_float64(exact_f, live, held)
+    require(got == own, ValueError, f"reference must return {own} as fun does, got {got}")
 
     tangents, cotangents = directions(live), directions(results)
     rows = [live, {name: leaf * 0.75 for name, leaf in live.items()}]
     highest = 2 if any(BY_NAME[name].blocks == "hessian" for name in chosen) else 1
     exact = exact_derivatives(exact_f, rows, held, highest, differences)
     if differences:
-        least_scale = max(
-            least_scale, *(largest(v) / 8192 for row in exact for v in row[0].values())
-        )
+        scales = [largest(leaf) / 8192 for values, *_ in exact for leaf in values.values()]
+        least_scale = max(least_scale, *scales)
     one_row, other_row = (expected_blocks(row, tangents, cotangents) for row in exact)
-    two_rows = {
-        n: jax.tree.map(Exact.stacked, one_row[n], blocks) for n, blocks in other_row.items()
-    }
+    stacked = lambda *rows: np.stack(rows)
+    two_rows = {n: jax.tree.map(stacked, one_row[n], other_row[n]) for n in other_row}
     once = (live, held, tangents, cotangents)
     twice = jax.tree.map(lambda *leaf: jnp.stack(leaf), once, (rows[1], *once[1:]))
 
@@ -144,10 +139,8 @@ def assert_derivatives(
             errors[name] = math.inf
             table.append((name, "raises", f"{kind(error)}: {text}"))
         else:
-            exact_blocks = expected[mode.blocks]
-            errors[name], wrong = compared(
-                blocks, exact_blocks, tolerance, least_scale, differences
-            )
+            wanted = expected[mode.blocks]
+            errors[name], wrong = compared(blocks, wanted, tolerance, least_scale, differences)
             table += [(name, *row) for row in wrong]
     if table:
         raise AssertionError(report(fun, chosen, table, differences))

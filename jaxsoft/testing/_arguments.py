@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsoft.testing._modes import BY_NAME, MODES
-from jaxsoft.testing._precision import is_floating
-from jaxsoft.testing._types import Named
+from jaxsoft.testing._precision import Named, is_floating
 
 
 def checked_options(
@@ -20,23 +19,22 @@ def checked_options(
     """Returns the names of the modes to run."""
     for name, value in (("fun", fun), ("reference", fun if reference is None else reference)):
         require(callable(value), TypeError, f"{name} must be callable, got {kind(value)}")
-    for name, value in (("tolerance", tolerance), ("least_scale", least_scale)):
-        if not (value is None and name == "tolerance"):
-            number = isinstance(value, (int, float))
-            require(number, TypeError, f"{name} must be a number, got {kind(value)}")
-            allowed = 0 <= value < math.inf
-            require(allowed, ValueError, f"{name} must be finite and 0 or more, got {value}")
+    limits = (("tolerance", 0 if tolerance is None else tolerance), ("least_scale", least_scale))
+    for name, value in limits:
+        number = isinstance(value, (int, float))
+        require(number, TypeError, f"{name} must be a number, got {kind(value)}")
+        allowed = 0 <= value < math.inf
+        require(allowed, ValueError, f"{name} must be finite and 0 or more, got {value}")
     require(order in (1, 2), ValueError, f"order must be 1 or 2, got {order!r}")
-    above = [name for name in MODES if order == 1 and BY_NAME[name].blocks == "hessian"]
+    allowed = [name for name in MODES if order == 2 or BY_NAME[name].blocks != "hessian"]
     if modes is None:
-        return tuple(name for name in MODES if name not in above)
+        return tuple(allowed)
     names = isinstance(modes, Sequence) and not isinstance(modes, str)
     require(names, TypeError, f"modes must be a sequence of names, got {kind(modes)}")
     require(len(modes) > 0, ValueError, "modes must name a mode, got none")
     for name in modes:
-        known = f"modes must be among {', '.join(MODES)}, got {name}"
-        require(name in MODES, ValueError, known)
-        require(name not in above, ValueError, f"modes must be of order {order}, got {name}")
+        require(name in MODES, ValueError, f"modes must be among {', '.join(MODES)}, got {name}")
+        require(name in allowed, ValueError, f"modes must be of order {order}, got {name}")
     return tuple(modes)
 
 
@@ -50,14 +48,13 @@ def checked_arguments(args: tuple[PyTree, ...], argnums: Any) -> tuple[Named, Na
         leaves[name] = _checked_leaf(name, leaf)
         if is_floating(leaves[name]):
             floating.setdefault(path[0].idx, {})[name] = leaves[name]
-    require(bool(floating), ValueError, "args must hold a floating array, got none")
+    require(floating, ValueError, "args must hold a floating array, got none")
     chosen = sorted(floating) if argnums is None else argnums
     numbers = chosen if isinstance(chosen, Sequence) else [chosen]
     wanted = f"argnums must be among {sorted(floating)}, which have floating leaves, got"
     require(len(numbers) > 0, ValueError, f"{wanted} none")
     for number in numbers:
-        integer = isinstance(number, int)
-        require(integer, TypeError, f"argnums must be integers, got {kind(number)}")
+        require(isinstance(number, int), TypeError, f"argnums must be integers, got {kind(number)}")
         require(number in floating, ValueError, f"{wanted} {number}")
     live = {name: leaf for number in numbers for name, leaf in floating[number].items()}
     return leaves, live, treedef
@@ -74,7 +71,7 @@ def _checked_leaf(name: str, leaf: Any) -> Any:
     return leaf
 
 
-def require(condition: bool, error: type[Exception], text: str) -> None:
+def require(condition: object, error: type[Exception], text: str) -> None:
     """Raises the error unless the condition holds."""
     if not condition:
         raise error(f"assert_derivatives: {text}")

@@ -1,28 +1,20 @@
 """The exact blocks, in float64, and for each entry the magnitude of its terms."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxsoft.testing._modes import partial, partials, prefixed
-from jaxsoft.testing._precision import enable_x64, float64
-from jaxsoft.testing._types import Function, Named, Wide
+from jaxsoft.testing._precision import Function, Named, Wide, enable_x64, float64
 
 
-@dataclass(frozen=True)
-class Exact:
+class Exact(NamedTuple):
     """An exact block, and for each entry the magnitude that its error is measured against."""
 
     entries: Wide
     scale: Wide
-
-    def stacked(self, other: "Exact") -> "Exact":
-        """The blocks of two rows as one."""
-        return Exact(np.stack([self.entries, other.entries]), np.stack([self.scale, other.scale]))
 
 
 def exact_derivatives(
@@ -43,8 +35,8 @@ def exact_derivatives(
 # by the rounding of f, eps / h. At order two the latter counts twice: h = 1/128 suits both.
 def _differences(f: Function) -> Function:
     def blocks(live: Named, held: Named) -> Named:
-        pairs = [(name, value, by) for name, value in f(live, held).items() for by in live]
-        out = {partial(n, by): np.zeros((*v.shape, *live[by].shape)) for n, v, by in pairs}
+        shapes = {name: value.shape for name, value in f(live, held).items()}
+        out = {partial(n, by): np.zeros(shapes[n] + live[by].shape) for n in shapes for by in live}
         for by, leaf in live.items():
             for index in np.ndindex(leaf.shape):
                 # Smaller steps for small arguments, which may lie near the edge of the domain.
@@ -63,20 +55,14 @@ def _differences(f: Function) -> Function:
 def expected_blocks(exact: list[Named], tangents: Named, cotangents: Named) -> dict[str, Named]:
     """The exact blocks for every kind of mode."""
     v, g = float64(tangents), float64(cotangents)
-    values, jacobian, *higher = [
-        {name: _block(entries, abs(entries)) for name, entries in blocks.items()}
-        for blocks in exact
-    ]
-    of = {(o, i): jacobian[partial(o, i)].entries for o in g for i in v}
-    pushed = {o: _product([(of[o, i], v[i], v[i].ndim) for i in v]) for o in g}
-    pulled = {i: _product([(g[o], of[o, i], g[o].ndim) for o in g]) for i in v}
-    kinds = {
-        "value": values,
-        "jvp": values | prefixed("tangent of ", pushed),
-        "vjp": values | prefixed("cotangent of ", pulled),
-        "jacobian": jacobian,
+    blocks = [{name: _block(x, abs(x)) for name, x in of_order.items()} for of_order in exact]
+    jacobian = {(o, i): exact[1][partial(o, i)] for o in g for i in v}
+    pushed = {o: _product([(jacobian[o, i], v[i], v[i].ndim) for i in v]) for o in g}
+    pulled = {i: _product([(g[o], jacobian[o, i], g[o].ndim) for o in g]) for i in v}
+    return dict(zip(("value", "jacobian", "hessian"), blocks, strict=False)) | {
+        "jvp": blocks[0] | prefixed("tangent of ", pushed),
+        "vjp": blocks[0] | prefixed("cotangent of ", pulled),
     }
-    return kinds | ({"hessian": higher[0]} if higher else {})
 
 
 def _product(terms: list[tuple[Wide, Wide, int]]) -> Exact:
@@ -98,8 +84,7 @@ def directions(like: Named) -> Named:
     """Fixed pseudo-random numbers of magnitude 1/2 to 3/2, so that every entry counts."""
     random = np.random.default_rng(0)
 
-    def direction(leaf: Any) -> Array:
-        numbers = random.uniform(0.5, 1.5, leaf.shape) * random.choice([-1.0, 1.0], leaf.shape)
-        return jnp.asarray(numbers, leaf.dtype)
+    def direction(shape: tuple[int, ...]) -> np.ndarray:
+        return random.uniform(0.5, 1.5, shape) * random.choice([-1.0, 1.0], shape)
 
-    return {name: direction(leaf) for name, leaf in like.items()}
+    return {name: jnp.asarray(direction(leaf.shape), leaf.dtype) for name, leaf in like.items()}

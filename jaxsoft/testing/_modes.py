@@ -1,43 +1,34 @@
 """The differentiation modes: for each one how it runs a function."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxsoft.testing._types import Function, Named
+from jaxsoft.testing._precision import Function, Named
 
 # What a mode runs, on (live, held, tangents, cotangents). It returns blocks by name.
 Run = Callable[[Named, Named, Named, Named], Named]
 
 
-def _value(f: Function) -> Run:
-    return lambda live, held, tangents, cotangents: f(live, held)
+def _value(f: Function, live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
+    return f(live, held)
 
 
-def _jvp(f: Function) -> Run:
-    def run(live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
-        out, out_tangents = jax.jvp(lambda x: f(x, held), (live,), (tangents,))
-        return out | prefixed("tangent of ", out_tangents)
-
-    return run
+def _jvp(f: Function, live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
+    out, out_tangents = jax.jvp(lambda x: f(x, held), (live,), (tangents,))
+    return out | prefixed("tangent of ", out_tangents)
 
 
-def _linearize(f: Function) -> Run:
-    def run(live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
-        out, pushforward = jax.linearize(lambda x: f(x, held), live)
-        return out | prefixed("tangent of ", pushforward(tangents))
-
-    return run
+def _linearize(f: Function, live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
+    out, pushforward = jax.linearize(lambda x: f(x, held), live)
+    return out | prefixed("tangent of ", pushforward(tangents))
 
 
-def _vjp(f: Function) -> Run:
-    def run(live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
-        out, pullback = jax.vjp(lambda x: f(x, held), live)
-        return out | prefixed("cotangent of ", pullback(cotangents)[0])
-
-    return run
+def _vjp(f: Function, live: Named, held: Named, tangents: Named, cotangents: Named) -> Named:
+    out, pullback = jax.vjp(lambda x: f(x, held), live)
+    return out | prefixed("cotangent of ", pullback(cotangents)[0])
 
 
 def prefixed(prefix: str, named: Named) -> Named:
@@ -50,27 +41,22 @@ def _scanned(f: Function) -> Function:
 
 
 def partials(derivative: Callable[..., Any], f: Function) -> Function:
-    """The derivative of each result by each leaf, apart for each dtype: JAX would join them."""
+    """The derivative of each result by each leaf, by one call for each pair of dtypes.
+
+    In one call JAX would ravel leaves of several dtypes into one array of a common dtype.
+    """
 
     def restricted(live: Named, held: Named, results: Named, by: Named) -> Named:
-        def among(leaves: Named) -> Named:
-            out = f(live | leaves, held)
-            return {name: out[name] for name in results}
+        out = f(live | by, held)
+        return {name: out[name] for name in results}
 
-        return {
-            partial(name, leaf): block
-            for name, of in derivative(among)(by).items()
-            for leaf, block in of.items()
-        }
-
-    def blocks(live: Named, held: Named) -> Named:
-        out: Named = {}
-        for results in _by_dtype(f(live, held)):
-            for by in _by_dtype(live):
-                out |= restricted(live, held, results, by)
-        return out
-
-    return blocks
+    return lambda live, held: {
+        partial(name, leaf): block
+        for results in _by_dtype(f(live, held))
+        for by in _by_dtype(live)
+        for name, of in derivative(functools.partial(restricted, live, held, results))(by).items()
+        for leaf, block in of.items()
+    }
 
 
 def _by_dtype(named: Named) -> list[Named]:
@@ -83,44 +69,46 @@ def partial(result: str, by: str) -> str:
     return f"∂{result}/∂{by}"
 
 
-def _jacobian(derivative: Callable[..., Any]) -> Callable[[Function], Run]:
-    return lambda f: jax.jit(_value(partials(derivative, f)))
+def _partials(*derivatives: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Nested derivatives, the outermost first."""
+    return lambda f: functools.reduce(lambda g, outer: partials(outer, g), derivatives[::-1], f)
 
 
-def _hessian(outer: Callable[..., Any], inner: Callable[..., Any]) -> Callable[[Function], Run]:
-    return lambda f: jax.jit(_value(partials(outer, partials(inner, f))))
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A mode: the kind of blocks it returns, how it runs a function, on one row or on two."""
+class Mode(NamedTuple):
+    """A mode: the kind of blocks it returns, and `outer(run)` of `inner(f)`, on one row or two."""
 
     blocks: Literal["value", "jvp", "vjp", "jacobian", "hessian"]
-    build: Callable[[Function], Run]
+    run: Callable[..., Named]
+    outer: Callable[..., Run] = lambda run: run
+    inner: Callable[[Function], Function] = lambda f: f
     two_rows: bool = False
+
+    def build(self, f: Function) -> Run:
+        """How the mode runs a function."""
+        return self.outer(functools.partial(self.run, self.inner(f)))
 
 
 BY_NAME = {
     "value": Mode("value", _value),
-    "jit": Mode("value", lambda f: jax.jit(_value(f))),
-    "vmap": Mode("value", lambda f: jax.vmap(_value(f)), two_rows=True),
+    "jit": Mode("value", _value, jax.jit),
+    "vmap": Mode("value", _value, jax.vmap, two_rows=True),
     "jvp": Mode("jvp", _jvp),
     "linearize": Mode("jvp", _linearize),
-    "jit(jvp)": Mode("jvp", lambda f: jax.jit(_jvp(f))),
-    "vmap(jvp)": Mode("jvp", lambda f: jax.vmap(_jvp(f)), two_rows=True),
-    "jvp(scan)": Mode("jvp", lambda f: _jvp(_scanned(f)), two_rows=True),
-    "jvp(checkpoint)": Mode("jvp", lambda f: _jvp(jax.checkpoint(f))),
+    "jit(jvp)": Mode("jvp", _jvp, jax.jit),
+    "vmap(jvp)": Mode("jvp", _jvp, jax.vmap, two_rows=True),
+    "jvp(scan)": Mode("jvp", _jvp, inner=_scanned, two_rows=True),
+    "jvp(checkpoint)": Mode("jvp", _jvp, inner=jax.checkpoint),
     "vjp": Mode("vjp", _vjp),
-    "jit(vjp)": Mode("vjp", lambda f: jax.jit(_vjp(f))),
-    "vmap(vjp)": Mode("vjp", lambda f: jax.vmap(_vjp(f)), two_rows=True),
-    "vjp(scan)": Mode("vjp", lambda f: _vjp(_scanned(f)), two_rows=True),
-    "vjp(checkpoint)": Mode("vjp", lambda f: _vjp(jax.checkpoint(f))),
-    "jacfwd": Mode("jacobian", _jacobian(jax.jacfwd)),
-    "jacrev": Mode("jacobian", _jacobian(jax.jacrev)),
-    "jacfwd(jacfwd)": Mode("hessian", _hessian(jax.jacfwd, jax.jacfwd)),
-    "jacfwd(jacrev)": Mode("hessian", _hessian(jax.jacfwd, jax.jacrev)),
-    "jacrev(jacfwd)": Mode("hessian", _hessian(jax.jacrev, jax.jacfwd)),
-    "jacrev(jacrev)": Mode("hessian", _hessian(jax.jacrev, jax.jacrev)),
+    "jit(vjp)": Mode("vjp", _vjp, jax.jit),
+    "vmap(vjp)": Mode("vjp", _vjp, jax.vmap, two_rows=True),
+    "vjp(scan)": Mode("vjp", _vjp, inner=_scanned, two_rows=True),
+    "vjp(checkpoint)": Mode("vjp", _vjp, inner=jax.checkpoint),
+    "jacfwd": Mode("jacobian", _value, jax.jit, _partials(jax.jacfwd)),
+    "jacrev": Mode("jacobian", _value, jax.jit, _partials(jax.jacrev)),
+    "jacfwd(jacfwd)": Mode("hessian", _value, jax.jit, _partials(jax.jacfwd, jax.jacfwd)),
+    "jacfwd(jacrev)": Mode("hessian", _value, jax.jit, _partials(jax.jacfwd, jax.jacrev)),
+    "jacrev(jacfwd)": Mode("hessian", _value, jax.jit, _partials(jax.jacrev, jax.jacfwd)),
+    "jacrev(jacrev)": Mode("hessian", _value, jax.jit, _partials(jax.jacrev, jax.jacrev)),
 }
 
 MODES: tuple[str, ...] = tuple(BY_NAME)
