@@ -67,17 +67,20 @@ class Exact:
         return max(self.x)
 
     @cached_property
-    def exponentials(self) -> list:
+    def exponentials(self) -> dict:
+        """Those of the values of the row, each made once."""
         # exp(-inf) is 0; an argument beyond 1e5 digits would take for ever.
-        return [mpmath.exp(v - self.top) if v > -mpmath.inf else mpmath.mpf(0) for v in self.x]
+        exp = lambda v: mpmath.exp(v - self.top) if v > -mpmath.inf else mpmath.mpf(0)
+        return {v: exp(v) for v in set(self.x)}
 
     @cached_property
     def total(self):
-        return mpmath.fsum(self.exponentials)
+        return mpmath.fsum(self.exponentials[v] for v in self.x)
 
     @cached_property
     def p(self) -> list:
-        return [e / self.total for e in self.exponentials]
+        p = {v: e / self.total for v, e in self.exponentials.items()}
+        return [p[v] for v in self.x]
 
     @cached_property
     def logsumexp(self):

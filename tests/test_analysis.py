@@ -185,19 +185,28 @@ def test_report_along_any_axes_and_under_vmap():
     padded = jnp.pad(rows, ((0, 0), (0, 1)))  # [6, 2 × 4], with a class that is masked
     apart = padded.reshape(6, 2, 4).transpose(1, 0, 2)
     where = (jnp.arange(8) < 7).reshape(2, 1, 4)
-    report = jacobian_report(apart, (0, 2), where, temperature=temperature[None, :, None])
-    trees_close(report, expected, 1e-14)
     each = jax.vmap(lambda x, t: jacobian_report(x, None, temperature=t))
-    trees_close(each(rows, temperature[:, None]), expected, 1e-14)
-    trees_close(jacobian_report(rows.T, 0, temperature=temperature[None]), expected, 1e-14)
+
+    @jax.jit
+    def reports():
+        return (
+            jacobian_report(apart, (0, 2), where, temperature=temperature[None, :, None]),
+            each(rows, temperature[:, None]),
+            jacobian_report(rows.T, 0, temperature=temperature[None]),
+        )
+
+    for report in reports():
+        trees_close(report, expected, 1e-14)
 
 
 def test_report_is_differentiable():
     x, v = normal(3, 6), normal(4, 6)
     mask = jnp.array([True, True, False, True, True, True])
     values = jax.jit(lambda x, t: floats(x, where=mask, temperature=t))
-    by_x, by_t = jax.jit(jax.jacrev(values, (0, 1)))(x, 1.3)
-    _, forward = jax.jit(lambda v, t: jax.jvp(values, (x, 1.3), (v, t)))(v, 1.0)
+    derivatives = jax.jit(
+        lambda *at: (jax.jacrev(values, (0, 1))(*at), jax.jvp(values, at, (v, 1.0))[1])
+    )
+    (by_x, by_t), forward = derivatives(x, 1.3)
     np.testing.assert_allclose(by_x @ v + by_t, forward, rtol=1e-12)
     difference = sixth_order(lambda s: values(x + s * v, 1.3 + s), 1e-3)
     np.testing.assert_allclose(forward, difference, rtol=1e-9)
@@ -274,35 +283,47 @@ def test_report_of_16_bits_and_integers():
 
 
 def network(seed, d, n, hidden=6):
-    w1, w2 = normal(seed, hidden, d), normal(seed + 1, n, hidden)
+    w1, w2 = weights_of(seed, d, n, hidden)
     return lambda x: w2 @ jnp.tanh(w1 @ x.reshape(-1))
 
 
-def dense_input_jacobian(f, x):
-    logits, of_model = jax.jit(jax.vmap(lambda row: (f(row), jax.jacfwd(f)(row))))(x)
-    of_model = np.reshape(of_model, (*logits.shape, -1))
-    return np.stack([dense_softmax(z)[1] @ j for z, j in zip(logits, of_model, strict=True)])
+def weights_of(seed, d, n, hidden=6):
+    return normal(seed, hidden, d), normal(seed + 1, n, hidden)
+
+
+def dense_input_jacobian(seed, x, n, hidden=6, where=None, temperature=1.0):
+    """By numpy, of the network of this seed."""
+    w1, w2 = map(np.asarray, weights_of(seed, x.shape[1], n, hidden))
+    inner = [np.tanh(w1 @ row) for row in np.asarray(x)]
+    of_model = [w2 * (1 - row**2) @ w1 for row in inner]
+    jacobians = [dense_softmax(w2 @ row, where, temperature)[1] for row in inner]
+    return np.stack([j @ of for j, of in zip(jacobians, of_model, strict=True)])
 
 
 @pytest.mark.parametrize(("n", "d"), [(3, 8), (9, 4), (1, 3), (4, 1)])
 def test_input_jacobian_is_the_dense_product(n, d):
     f, x = network(7, d, n), normal(8, 5, d)
     jacobian = jax.jit(lambda x: input_jacobian(f, x))(x)
-    close(jacobian, dense_input_jacobian(f, x), 1e-13)
+    close(jacobian, dense_input_jacobian(7, x, n), 1e-13)
 
 
 def test_chunks_of_examples_make_the_whole():
     f, x = network(7, 3, 4), normal(8, 5, 3)
-    whole = input_jacobian(f, x)
-    for batch_size in (1, 2, 100):
-        close(input_jacobian(f, x, batch_size=batch_size), whole, 1e-14)
-    close(input_sensitivity(f, x, batch_size=2), input_sensitivity(f, x), 1e-14)
+
+    @jax.jit
+    def of_chunks(x):
+        jacobians = [input_jacobian(f, x, batch_size=size) for size in (None, 1, 2, 100)]
+        return jacobians, [input_sensitivity(f, x, batch_size=size) for size in (None, 2)]
+
+    for whole, *others in of_chunks(x):
+        for other in others:
+            close(other, whole, 1e-14)
 
 
 @pytest.mark.parametrize(("n", "d"), [(3, 8), (9, 4), (1, 3), (4, 1), (60, 35)])
 def test_input_sensitivity_is_the_top_singular_value(n, d):
     f, x = network(9, d, n, hidden=50), normal(10, 5, d)
-    expected = np.linalg.norm(dense_input_jacobian(f, x), 2, axis=(1, 2))
+    expected = np.linalg.norm(dense_input_jacobian(9, x, n, hidden=50), 2, axis=(1, 2))
     close(input_sensitivity(f, x, steps=60), expected, 1e-13)
     if min(n - 1, d) > 32:  # fewer steps by default than the rank: a lower bound
         default = input_sensitivity(f, x)
@@ -312,10 +333,15 @@ def test_input_sensitivity_is_the_top_singular_value(n, d):
 
 def test_inputs_keep_the_shape_of_an_example():
     f, x = network(11, 12, 5), normal(12, 4, 3, 4)
-    assert input_jacobian(f, x).shape == (4, 5, 3, 4)
-    flat = input_jacobian(lambda x: f(x.reshape(3, 4)), x.reshape(4, 12))
-    close(input_jacobian(f, x).reshape(4, 5, 12), flat, 1e-15)
-    sensitivity = input_sensitivity(f, x)
+    jacobian, flat, sensitivity = jax.jit(
+        lambda x: (
+            input_jacobian(f, x),
+            input_jacobian(lambda x: f(x.reshape(3, 4)), x.reshape(4, 12)),
+            input_sensitivity(f, x),
+        )
+    )(x)
+    assert jacobian.shape == (4, 5, 3, 4)
+    close(np.reshape(jacobian, (4, 5, 12)), flat, 1e-15)
     close(sensitivity, np.linalg.norm(flat, 2, axis=(1, 2)), 1e-13)
     assert input_jacobian(f, x[:0]).shape == (0, 5, 3, 4)
     assert input_sensitivity(f, x[:0]).shape == (0,)
@@ -329,13 +355,18 @@ def test_a_model_holds_its_own_temperature_and_mask():
     f, x, temperature = network(9, 3, 4), normal(8, 5, 3), 0.4
     keep = jnp.array([True, False, True, True])
     model = lambda x: jnp.where(keep, f(x) / temperature, -INF)
-    expected = np.stack(
-        [dense_softmax(f(row), keep, temperature)[1] @ np.asarray(jax.jacfwd(f)(row)) for row in x]
-    )
-    close(input_jacobian(model, x), expected, 1e-13)
-    close(input_sensitivity(model, x), np.linalg.norm(expected, 2, axis=(1, 2)), 1e-13)
     w, v = normal(26, 3, 4), normal(27, 3, 4)
-    product = ggn_vp(lambda w, x: jnp.where(keep, x @ w / temperature, -INF), w, x, v)
+
+    @jax.jit
+    def found(x):
+        linear = lambda w, x: jnp.where(keep, x @ w / temperature, -INF)
+        return input_jacobian(model, x), input_sensitivity(model, x), ggn_vp(linear, w, x, v)
+
+    jacobian, sensitivity, product = found(x)
+    expected = dense_input_jacobian(9, x, 4, where=keep, temperature=temperature)
+    close(jacobian, expected, 1e-13)
+    close(sensitivity, np.linalg.norm(expected, 2, axis=(1, 2)), 1e-13)
+    x, w, v = map(np.asarray, (x, w, v))
     of_logits = [dense_softmax(row @ w, keep, temperature)[1] @ (row @ v) for row in x]
     close(product, np.einsum("id,in->dn", x, of_logits) / temperature / 5, 1e-13)
 
@@ -360,26 +391,31 @@ def test_inputs_of_wide_models_and_of_16_bits():
     f = network(13, 4, 3)
     x = normal(14, 2, 4)
     narrow = lambda x: f(x.astype(float)).astype(jnp.bfloat16)
-    jacobian = input_jacobian(narrow, x.astype(jnp.bfloat16))
-    assert jacobian.dtype == input_sensitivity(narrow, x.astype(jnp.bfloat16)).dtype == jnp.float32
-    close(jacobian, input_jacobian(f, x), 4 * 2.0**-8)
+    jacobian, sensitivity = jax.jit(
+        lambda x: (input_jacobian(narrow, x), input_sensitivity(narrow, x))
+    )(x.astype(jnp.bfloat16))
+    assert jacobian.dtype == sensitivity.dtype == jnp.float32
+    close(jacobian, dense_input_jacobian(13, x, 3), 4 * 2.0**-8)
 
 
 def test_a_bad_example_is_nan_alone():
     f, x = network(15, 4, 3), normal(16, 3, 4)
-    bad = x.at[1, 0].set(NAN)
-    for fun in (input_jacobian, input_sensitivity):
-        both = jax.jit(functools.partial(fun, f))
-        assert np.all(np.isnan(both(bad)[1]))
-        close(both(bad)[::2], both(x)[::2], 1e-14)
+    both = jax.jit(lambda x: (input_jacobian(f, x), input_sensitivity(f, x)))
+    bad = np.where(np.arange(12).reshape(3, 4) == 4, NAN, x)
+    for spoilt, good in zip(both(bad), both(x), strict=True):
+        assert np.all(np.isnan(spoilt[1]))
+        close(np.asarray(spoilt)[::2], np.asarray(good)[::2], 1e-14)
 
 
 def test_a_constant_model_has_no_sensitivity():
     x = normal(17, 2, 3)
-    for f in (lambda x: jnp.zeros(4) * x[0], lambda x: jnp.array([0.0, -INF]) + x[0]):
-        np.testing.assert_array_equal(input_jacobian(f, x), 0)
-        total = lambda x, f=f: input_sensitivity(f, x).sum()
-        value, gradient = jax.jit(jax.value_and_grad(total))(x)
+    models = (lambda x: jnp.zeros(4) * x[0], lambda x: jnp.array([0.0, -INF]) + x[0])
+    of_model = lambda f, x: (
+        input_jacobian(f, x),
+        jax.value_and_grad(lambda x: input_sensitivity(f, x).sum())(x),
+    )
+    for jacobian, (value, gradient) in jax.jit(lambda x: [of_model(f, x) for f in models])(x):
+        np.testing.assert_array_equal(jacobian, 0)
         assert value == 0
         assert np.all(np.isfinite(gradient))
 
@@ -397,10 +433,15 @@ def test_input_sensitivity_is_differentiable_by_input_and_model():
 
         return jnp.sum(jax.vmap(of_example)(x))
 
-    exact = jax.jit(jax.grad(dense, (0, 1)))(x, w)
-    trees_close(jax.jit(jax.grad(penalty, (0, 1)))(x, w), exact, 1e-11)
-    forward = jax.jit(lambda v: jax.jvp(lambda w: penalty(x, w), (w,), (v,))[1])(v)
-    close(forward, jnp.sum(exact[1] * v), 1e-11)
+    exact, reverse, forward = jax.jit(
+        lambda x, w: (
+            jax.grad(dense, (0, 1))(x, w),
+            jax.grad(penalty, (0, 1))(x, w),
+            jax.jvp(lambda w: penalty(x, w), (w,), (v,))[1],
+        )
+    )(x, w)
+    trees_close(reverse, exact, 1e-11)
+    close(forward, np.sum(np.asarray(exact[1]) * v), 1e-11)
 
 
 def test_nothing_is_of_the_size_of_the_matrix():
@@ -470,32 +511,35 @@ def test_fisher_is_the_gauss_newton_matrix_and_semi_definite():
     def matrix(fun):
         return jax.vmap(lambda v: flat(fun(mlp, MLP, X, unflatten(v)))[0])(jnp.eye(vector.size))
 
-    fisher, ggn = matrix(fisher_vp), matrix(ggn_vp)
+    fisher, ggn = jax.jit(lambda: (matrix(fisher_vp), matrix(ggn_vp)))()
     close(fisher, ggn, 1e-13)
     close(fisher, fisher.T, 1e-14)
     assert np.linalg.eigvalsh(fisher)[0] > -1e-14
 
 
 def test_gauss_newton_is_the_hessian_of_a_linear_model():
-    w, labels = normal(26, 3, 5), jnp.array([0, 1, 2, 3, 4, 0])
+    w, labels = normal(26, 3, 5), np.array([0, 1, 2, 3, 4, 0])
     v = normal(27, 3, 5)
-
-    def loss(w):
-        return jaxsoft.cross_entropy(X @ w, labels).mean()
-
-    expected = jnp.tensordot(jax.jit(jax.hessian(loss))(w), v, 2)
-    close(ggn_vp(lambda w, x: x @ w, w, X, v), expected, 1e-13)
     # Class weights scale the Hessian of each example, and an ignored example has none.
-    class_weights = jnp.array([1.0, 2.0, 0.5, 1.0, 3.0])
+    class_weights = np.array([1.0, 2.0, 0.5, 1.0, 3.0])
+    weights = np.where(labels == 3, 0, class_weights[labels])
 
     def weighted(w):
         losses = jaxsoft.cross_entropy(X @ w, labels, class_weights=class_weights, ignore_index=3)
         return losses.sum()
 
-    weights = jnp.where(labels == 3, 0, class_weights[labels])
-    expected = jnp.tensordot(jax.jit(jax.hessian(weighted))(w), v, 2)
-    out = ggn_vp(lambda w, x: x @ w, w, X, v, weights=weights, reduction="sum")
-    close(out, expected, 1e-13)
+    @jax.jit
+    def both(w):
+        linear = lambda w, x: x @ w
+        losses = (lambda w: jaxsoft.cross_entropy(X @ w, labels).mean(), weighted)
+        products = (
+            ggn_vp(linear, w, X, v),
+            ggn_vp(linear, w, X, v, weights=weights, reduction="sum"),
+        )
+        return products, [jnp.tensordot(jax.hessian(loss)(w), v, 2) for loss in losses]
+
+    for product, expected in zip(*both(w), strict=True):
+        close(product, expected, 1e-13)
 
 
 @pytest.mark.parametrize("fun", [fisher_vp, ggn_vp])
@@ -520,7 +564,7 @@ def test_curvature_at_the_edges():
     one = fun(mlp, MLP, X[0], v)  # a single example, logits of shape [n]
     trees_close(one, fun(mlp, MLP, X[:1], v), 1e-14)
     # Per example by vmap; their mean is the whole.
-    each = jax.vmap(lambda x: fun(mlp, MLP, x, v))(X)
+    each = jax.jit(jax.vmap(lambda x: fisher_vp(mlp, MLP, x, v)))(X)
     trees_close(jax.tree.map(lambda leaf: leaf.mean(0), each), fun(mlp, MLP, X, v), 1e-13)
     # An example of weight 0 has no influence, NaN logits included.
     nan_logits = lambda params, x: jnp.where(jnp.arange(6)[:, None] == 2, NAN, mlp(params, x))
@@ -546,11 +590,12 @@ def test_curvature_is_differentiable():
 
     for fun in (fisher_vp, ggn_vp):
         difference = sixth_order(jax.jit(functools.partial(shifted, fun)), 1e-3)
-        of_params = jax.jit(functools.partial(form, fun))
-        _, forward = jax.jvp(of_params, (MLP,), (tangent,))
-        gradient = jax.grad(of_params)(MLP)
+        of_params = functools.partial(form, fun)
+        forward, gradient = jax.jit(
+            lambda p, of=of_params: (jax.jvp(of, (p,), (tangent,))[1], jax.grad(of)(p))
+        )(MLP)
         close(forward, difference, 1e-9)
-        reverse = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, tangent)))
+        reverse = sum(jax.tree.leaves(jax.tree.map(lambda a, b: np.sum(a * b), gradient, tangent)))
         close(reverse, forward, 1e-12)
 
 
@@ -607,26 +652,38 @@ def test_attention_loses_nothing_to_an_offset_or_to_confidence():
 
 def test_attention_at_the_edges():
     q, K, V = normal(37, 3), normal(38, 5, 3), normal(39, 5, 2)
-    keep = jnp.array([True, True, False, True, True])
-    nan = lambda a: jnp.where(keep[:, None], a, NAN)
-    close(
-        attention_jacobian(q, nan(K), nan(V), where=keep),
-        attention_jacobian(q, K[keep], V[keep]),
-        1e-14,
-    )
-    masked = jnp.where(keep, 0, -INF)
-    close(attention_jacobian(q, K, V, bias=masked), attention_jacobian(q, K, V, where=keep), 1e-14)
-    np.testing.assert_array_equal(attention_jacobian(q, K, V, where=False), np.zeros((2, 3)))
-    np.testing.assert_array_equal(attention_jacobian(q, K[:0], V[:0]), np.zeros((2, 3)))
-    np.testing.assert_array_equal(attention_jacobian(q, K[:1], V[:1]), np.zeros((2, 3)))
+    keep = np.array([True, True, False, True, True])
+    nan_K, nan_V = (np.where(keep[:, None], a, NAN) for a in (K, V))
+    of_q = lambda q: attention_jacobian(q, nan_K, nan_V, where=keep)
+
+    @jax.jit
+    def found():
+        apart = jax.vmap(attention_jacobian)(
+            jnp.stack([q, 2 * q]), *(np.stack([a, a]) for a in (K, V))
+        )
+        equal = [
+            (of_q(q), attention_jacobian(q, K[keep], V[keep])),
+            (
+                attention_jacobian(q, K, V, bias=np.where(keep, 0, -INF)),
+                attention_jacobian(q, K, V, where=keep),
+            ),
+            (apart[1], attention_jacobian(2 * q, K, V)),
+        ]
+        zero = [
+            attention_jacobian(q, K, V, where=False),
+            attention_jacobian(q, K[:0], V[:0]),
+            attention_jacobian(q, K[:1], V[:1]),
+        ]
+        return equal, zero, jax.grad(lambda q: jnp.sum(of_q(q) ** 2))(q)
+
+    equal, zero, gradient = found()
+    for one, other in equal:
+        close(one, other, 1e-14)
+    for jacobian in zero:
+        np.testing.assert_array_equal(jacobian, np.zeros((2, 3)))
+    assert np.all(np.isfinite(gradient))
     narrow = [a.astype(jnp.bfloat16) for a in (q, K, V)]
-    assert attention_jacobian(*narrow).dtype == jnp.float32
-    heads = jax.vmap(attention_jacobian)(
-        jnp.stack([q, 2 * q]), *(jnp.stack([a, a]) for a in (K, V))
-    )
-    close(heads[1], attention_jacobian(2 * q, K, V), 1e-14)
-    value = lambda q: jnp.sum(attention_jacobian(q, nan(K), nan(V), where=keep) ** 2)
-    assert np.all(np.isfinite(jax.grad(value)(q)))
+    assert jax.eval_shape(attention_jacobian, *narrow).dtype == jnp.float32
 
 
 # ---------------------------------------------------------------------------------------- export

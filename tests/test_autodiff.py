@@ -15,9 +15,16 @@ X = jnp.array([-0.7, 0.3])
 EXP = np.exp(np.float64(np.asarray(X)))
 
 
-@pytest.fixture(params=[False, True], ids=["custom_vjp", "custom_vjp3"], autouse=True)
+@pytest.fixture(
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["custom_vjp", "custom_vjp3"],
+    autouse=True,
+)
 def _both_kinds_of_custom_vjp(request):
-    """JAX means to replace `jax.custom_vjp`; the successor is behind a flag since jax 0.8."""
+    """JAX means to replace `jax.custom_vjp`; the successor is behind a flag since jax 0.8.
+
+    The tests that ask for both by name run on both in `make test` too.
+    """
     if not hasattr(jax.config, "jax_custom_vjp3"):
         if request.param:
             pytest.skip("this jax has one kind")
@@ -115,6 +122,10 @@ RULES = {
     )
 }
 
+on_both_kinds = pytest.mark.parametrize(
+    "_both_kinds_of_custom_vjp", [False, True], ids=["custom_vjp", "custom_vjp3"], indirect=True
+)
+
 MODES = {
     "forward": jax.jacfwd,
     "reverse": jax.jacrev,
@@ -144,6 +155,7 @@ def derivatives(fun):
     return jax.jit(lambda x: jnp.stack([nested(fun, nesting)(x) for nesting in NESTINGS]))
 
 
+@on_both_kinds
 @pytest.mark.parametrize("rule", RULES)
 def test_every_mode_to_order_three(rule):
     all_of_them = derivatives(jvp_from_vjp(RULES[rule]()))
@@ -170,6 +182,7 @@ def test_every_mode_within(form):
     np.testing.assert_allclose(derivatives(fun)(X[0]), EXP[0] * FACTORS, rtol=1e-6)
 
 
+@on_both_kinds
 def test_every_mode_under_vmap():
     f = calls_itself()
     try:
@@ -226,6 +239,7 @@ def of_trees():
     return f
 
 
+@on_both_kinds
 def test_trees_with_none_integers_and_named_tuples():
     g = jvp_from_vjp(of_trees())
     fun = lambda scale, x: g(scale, {"x": x, "none": None, "label": 3})
@@ -270,6 +284,7 @@ def test_python_numbers():
         assert float(tangent) == 0
 
 
+@on_both_kinds
 def test_keywords_and_static_arguments():
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
     def f(name, x, power=1):

@@ -48,6 +48,7 @@ def timed(ratio):
     return Timing(ratio, 1.0, ratio, ratio, ratio)
 
 
+@pytest.mark.slow
 def test_results(monkeypatch, capsys, tmp_path):
     chosen = [speed.Cell(q, (6, 5), -1, "float32") for q in speed.QUANTITIES]
     chosen += [speed.Cell("softmax", (2, 3, 4), (0, 1), "float16")]
@@ -115,6 +116,7 @@ def test_results(monkeypatch, capsys, tmp_path):
             assert line in printed
 
 
+@pytest.mark.slow
 def test_accuracy_of_jaxsoft_is_within_the_contract_and_that_of_others_is_not():
     cases = [accuracy.Case(q, "float32", "gap 17") for q in accuracy.QUANTITIES]
     cases += [accuracy.Case("its gradient", "bfloat16", "gap 10")]
@@ -140,6 +142,7 @@ def test_only_one_section_and_no_file(monkeypatch, capsys, tmp_path):
     assert "time / peer" not in printed
 
 
+@pytest.mark.slow
 def test_a_section_is_written_in_its_place(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(accuracy, "ROWS", {"float16": ("gap 10",)})
     monkeypatch.setattr(command, "RESULTS", tmp_path / "RESULTS.md")
@@ -158,6 +161,7 @@ def test_a_section_is_written_in_its_place(monkeypatch, capsys, tmp_path):
     assert f"written to {command.RESULTS}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_deep_models_compute_the_same():
     case = compilation.Case(1, 4, 1)
     args = jax.jit(lambda: compilation.arguments(case))()
@@ -227,6 +231,7 @@ def test_bandwidth():
     assert speed.bandwidth(cell, timed(1e-3)) == pytest.approx(2 * 1000 * 500 * 2 / 1e-3 / 1e9)
 
 
+@pytest.mark.slow
 def test_the_peers_compute_the_same():
     for name, quantity in speed.QUANTITIES.items():
         cell = speed.Cell(name, (3, 5, 2), 1, "float32")
@@ -246,6 +251,7 @@ def test_candidates_compute_the_same():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, expected)
 
 
+@pytest.mark.slow
 def test_peak_memory_in_a_process_of_its_own():
     peak = linear._peak(linear.Case((1280, 8, 8192), "float32"), linear.PEER, 0)
     if peak is None:

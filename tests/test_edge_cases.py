@@ -9,45 +9,84 @@ import pytest
 
 import jaxsoft
 from jaxsoft.testing._precision import enable_x64
+from tests.cases import OF_LOGITS, arrays
 
 INF, NAN = np.inf, np.nan
 
-# Every function of logits, as one of [rows, n] that gives numbers per row.
-PER_ROW = {
-    "softmax": jaxsoft.softmax,
-    "softmax, temperature": lambda x, **k: jaxsoft.softmax(x, temperature=0.5, **k),
-    "softmax, sink": lambda x, **k: jaxsoft.softmax(x, sink=0.3, **k),
-    "log_softmax": jaxsoft.log_softmax,
-    "log_softmax, sink": lambda x, **k: jaxsoft.log_softmax(x, temperature=2.0, sink=0.3, **k),
-    "logsumexp": lambda x, **k: jaxsoft.logsumexp(x, -1, **k),
-    "logsumexp, b": lambda x, **k: jaxsoft.logsumexp(x, -1, b=jnp.full_like(x, 0.5), **k),
-    "entropy": jaxsoft.entropy,
-    "entropy, temperature": lambda x, **k: jaxsoft.entropy(x, temperature=0.5, **k),
-    "kl_divergence": lambda x, **k: jaxsoft.kl_divergence(x, 0.5 * x, **k),
-    "cross_entropy": lambda x, **k: jaxsoft.cross_entropy(x, jnp.zeros(x.shape[0], int), **k),
-    "cross_entropy, soft": lambda x, **k: jaxsoft.cross_entropy(
-        x, jnp.zeros_like(x).at[:, 0].set(0.9).at[:, 1].set(0.1), **k
-    ),
-    "cross_entropy, options": lambda x, **k: jaxsoft.cross_entropy(
-        x, jnp.zeros(x.shape[0], int), z_loss=0.1, softcap=30.0, temperature=2.0, **k
-    ),
+# The value of a row without a class; 0 for the others.
+EMPTY_VALUE = {name: -INF for name in OF_LOGITS if name.startswith("log")}
+EMPTY_VALUE |= {name: INF for name in OF_LOGITS if name.startswith("cross_entropy")}
+
+# All edges are rows of one array, and one program for all rows has what every test looks at: nearly
+# all the time of these tests is compilation.
+EDGES = {
+    "usual": [0.1, 0.2, 0.3, 0.4],
+    "-inf throughout": [-INF] * 4,
+    "usual, confident": [5.0, -0.5, 0.2, -1.0],
+    "-inf": [0.3, -INF, 1.0, 2.0],
+    "-inf, confident": [5.0, -INF, 0.2, -1.0],
+    "+inf": [0.0, INF, 0.0, 1.0],
+    "nan": [1.0, NAN, 0.0, 2.0],
+    "nan first": [NAN, 2.0, 1.0, 0.5],
+    "usual, last": [1.0, 2.0, 0.5, 0.3],
 }
-LOSSES = [name for name in PER_ROW if name.startswith("cross_entropy")]
-EMPTY_VALUE = {"log_softmax": -INF, "log_softmax, sink": -INF, "logsumexp": -INF}
-EMPTY_VALUE |= {"logsumexp, b": -INF} | dict.fromkeys(LOSSES, INF)
+NAMES, X = list(EDGES), np.array(list(EDGES.values()))
+USUAL = [i for i, edge in enumerate(NAMES) if edge.startswith("usual")]
+SOUND = [i for i, row in enumerate(X) if np.all(row < INF)]
+ENTRY = [NAMES.index("-inf"), NAMES.index("-inf, confident")]
+FINITE = np.array([0, 2, 3])  # the classes beside an entry of -inf
+# Of as many rows: XLA may round the last rows of an array otherwise than those before them.
+HARMLESS = np.where(np.isfinite(X).all(1, keepdims=True), X, 0.0)
+
+# Rows under a mask, what is hidden in each of them, and at last one that is masked throughout.
+MASK = np.array([[True, True, False, True], [True, True, True, False]] * 4 + [[False] * 4])
+SEEN = np.array([[0.3, 5.0, 1.0, 2.0], [0.1, 0.2, 0.3, 0.4]] * 4 + [[1.0, -2.0, 0.5, 0.0]])
+UNSEEN = np.array([1e4, 1e4, INF, INF, -INF, -INF, NAN, NAN, NAN])
+HIDDEN = np.where(MASK, SEEN, UNSEEN[:, None])
 
 
-def jacobians(fun, x, *rest):
-    """The Jacobian by x, forward and reverse, eager and jitted."""
-    for program in programs(fun):
-        yield program(x, *rest)
+# The only option of kl_divergence is a mask, which all have here.
+@pytest.fixture(scope="module", params=[n for n in OF_LOGITS if n != "kl_divergence, options"])
+def name(request):
+    """A function of the table: all its tests in a row, which share their programs."""
+    return request.param
+
+
+def of_logits(name, classes=slice(None)):
+    """A function of the table as one of logits, with some of their classes, and a mask."""
+    rows, n = X.shape
+    given = arrays(rows, n) | {
+        "labels": np.zeros(rows, int),
+        "targets": np.array([[0.9, 0.1, 0.0, 0.0]] * rows),
+        "softcap": np.array(30.0),
+    }
+    given = {k: a[..., classes] if a.shape[-1:] == (n,) else a for k, a in given.items()}
+    del given["where"]
+    # A class of -inf that has a target costs infinity.
+    options = {"label_smoothing": 0.0} if name == "cross_entropy, options" else {}
+    return lambda x, **mask: OF_LOGITS[name].fun(given | {"x": x, "y": 0.5 * x}, **options, **mask)
+
+
+def with_jacobians(fun):
+    """The value, and the Jacobians by the first argument, forward and reverse."""
+    return lambda *args: (fun(*args), jax.jacfwd(fun)(*args), jax.jacrev(fun)(*args))
 
 
 @functools.cache
-def programs(fun):
-    """One program for all rows of a shape: nearly all the time of these tests is compilation."""
-    derivatives = (jax.jacfwd(fun), jax.jacrev(fun))
-    return [program for d in derivatives for program in (d, jax.jit(d))]
+def programs(name):
+    """Without and with a mask."""
+    fun = of_logits(name)
+    return with_jacobians(fun), with_jacobians(lambda x, where: fun(x, where=where))
+
+
+@functools.cache
+def found(name, jit, rows):
+    """The value of each row and its Jacobians, forward and reverse, [row, ..., row, class]."""
+    masked = rows in ("hidden", "seen")
+    program = programs(name)[masked]
+    program = jitted(program) if jit else program
+    x = {"edges": X, "harmless": HARMLESS, "hidden": HIDDEN, "seen": SEEN}[rows]
+    return [np.asarray(a) for a in program(*map(jnp.asarray, (x, MASK) if masked else (x,)))]
 
 
 @functools.cache
@@ -55,130 +94,140 @@ def jitted(fun):
     return jax.jit(fun)
 
 
-@functools.cache
-def masked(name, mask):
-    """The function under a mask, given as nested tuples; the same object for each mask."""
-    return lambda x: PER_ROW[name](x, where=jnp.array(mask))
+EAGER_AND_JIT = pytest.mark.parametrize("jit", [False, True])
+SLOW_AND_JIT = pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", PER_ROW)
+@EAGER_AND_JIT
 def test_a_row_of_minus_infinity(name, jit):
-    fun = jitted(PER_ROW[name]) if jit else PER_ROW[name]
-    x = jnp.array([[-INF, -INF, -INF], [1.0, 2.0, 0.5]])
-    np.testing.assert_array_equal(fun(x)[0], EMPTY_VALUE.get(name, 0.0))
-    assert np.all(np.isfinite(fun(x)[1]))
-    for jacobian in jacobians(fun, x):
-        assert np.all(np.isfinite(jacobian))
-        assert not np.any(jacobian[0])
+    value, *jacobians = found(name, jit, "edges")
+    row = NAMES.index("-inf throughout")
+    np.testing.assert_array_equal(value[row], EMPTY_VALUE.get(name, 0.0))
+    assert np.all(np.isfinite(value[USUAL]))
+    for jacobian in jacobians:
+        assert not np.any(jacobian[row][..., SOUND, :])
+        assert np.all(np.isfinite(jacobian[SOUND][..., SOUND, :]))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy"])
-def test_a_row_of_minus_infinity_stacked_from_columns(name, n):
+def test_a_row_of_minus_infinity_stacked_from_columns(n):
     # XLA makes maxima of two arrays of it, instead of a reduction.
-    fun = jax.jit(lambda column: PER_ROW[name](jnp.stack([column] * n, -1)))
-    column = jnp.array([-INF, 1.0])
-    np.testing.assert_array_equal(fun(column)[0], EMPTY_VALUE.get(name, 0.0))
-    for jacobian in jacobians(fun, column):
-        assert np.all(np.isfinite(jacobian))
-        assert not np.any(jacobian[0])
+    names = "softmax", "log_softmax", "logsumexp", "entropy"
+    stacked = lambda fun: lambda column: fun({"x": jnp.stack([column] * n, -1)})
+    funs = [with_jacobians(stacked(OF_LOGITS[name].fun)) for name in names]
+    results = jax.jit(lambda column: [fun(column) for fun in funs])(np.array([-INF, 1.0]))
+    for name, (value, *jacobians) in zip(names, results, strict=True):
+        np.testing.assert_array_equal(value[0], EMPTY_VALUE.get(name, 0.0), err_msg=name)
+        for jacobian in jacobians:
+            assert np.all(np.isfinite(jacobian)), name
+            assert not np.any(jacobian[0]), name
 
 
-@pytest.mark.parametrize("name", PER_ROW)
-def test_a_row_masked_throughout(name):
-    x = jnp.array([[1.0, -2.0, NAN], [1.0, 2.0, 0.5]])
-    fun = masked(name, ((False,), (True,)))
+@SLOW_AND_JIT
+def test_a_row_masked_throughout(name, jit):
+    value, *jacobians = found(name, jit, "hidden")
     # Masked classes have no target, so no loss; an id is a target wherever it lies.
-    empty = EMPTY_VALUE | {"cross_entropy, soft": 0.0}
-    np.testing.assert_array_equal(fun(x)[0], empty.get(name, 0.0))
-    for jacobian in jacobians(fun, x):
+    empty = EMPTY_VALUE | {"cross_entropy, targets": 0.0}
+    np.testing.assert_array_equal(value[-1], empty.get(name, 0.0))
+    for jacobian in jacobians:
         assert np.all(np.isfinite(jacobian))
-        assert not np.any(jacobian[0])
+        assert not np.any(jacobian[-1])
 
 
-@pytest.mark.parametrize("name", [n for n in PER_ROW if n != "cross_entropy, soft"])
-def test_entries_of_minus_infinity_have_no_derivative(name):
-    x = jnp.array([[0.3, -INF, 1.0, 2.0], [5.0, -INF, 0.2, -1.0]])
-    fun = PER_ROW[name]
-    finite = jnp.array([0, 2, 3])
-    alone = fun(x[:, finite])
-    whole = fun(x)
-    if whole.ndim == 2:
-        np.testing.assert_array_equal(whole[:, 1], -INF if name.startswith("log") else 0.0)
-        whole = whole[:, finite]
-    np.testing.assert_allclose(whole, alone, rtol=1e-15)
-    reference = jax.jacrev(fun)(x[:, finite])
-    for jacobian in jacobians(fun, x):
-        assert np.all(np.isfinite(jacobian))
-        assert not np.any(jacobian[..., 1])
-        outputs = jacobian
-        if jacobian.ndim == 4:
-            assert not np.any(jacobian[:, 1])
-            outputs = jacobian[:, finite]
-        np.testing.assert_allclose(outputs[..., finite], reference, rtol=1e-14, atol=1e-16)
+def test_a_mask_of_rows(name):
+    fun = of_logits(name)
+    program = jax.jit(lambda x, rows: (fun(x, where=rows), jax.jacrev(fun)(x, where=rows)))
+    rows = np.arange(len(SEEN))[:, None] % 2 == 0
+    found = program(np.where(rows, SEEN, NAN), rows)
+    value, _, jacobian = jitted(programs(name)[1])(SEEN, np.broadcast_to(rows, SEEN.shape))
+    np.testing.assert_array_equal(found[0], value)
+    np.testing.assert_array_equal(found[1], jacobian)
 
 
-@pytest.mark.parametrize("hidden", [1e4, INF, -INF, NAN])
-@pytest.mark.parametrize("name", PER_ROW)
-def test_nothing_under_a_false_mask_has_influence(name, hidden):
-    seen = jnp.array([[0.3, 5.0, 1.0, 2.0], [0.1, 0.2, 0.3, 0.4]])
-    mask = ((True, True, False, True), (True, True, True, False))
-    x = jnp.where(jnp.array(mask), seen, hidden)
-    fun = masked(name, mask)
-    np.testing.assert_array_equal(fun(x), fun(seen))
-    for one, other in zip(jacobians(fun, x), jacobians(fun, seen), strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert np.all(np.isfinite(one))
-    hessian, expected = jax.hessian(fun)(x), jax.hessian(fun)(seen)
-    np.testing.assert_array_equal(hessian, expected)
+@functools.cache
+def on_finite_classes(name):
+    fun = of_logits(name, FINITE)
+    return jax.jit(lambda x: (fun(x), jax.jacrev(fun)(x)))
 
 
-@pytest.mark.parametrize("bad", [INF, NAN])
-@pytest.mark.parametrize("name", PER_ROW)
-def test_a_bad_entry_spoils_its_row_alone(name, bad):
-    good = jnp.array([[1.0, 2.0, 0.5], [0.1, 0.2, 0.3]])
-    x = jnp.insert(good, 1, jnp.array([0.0, bad, 0.0]), axis=0)
-    fun, rows = PER_ROW[name], jnp.array([0, 2])
-    if name in ("logsumexp", "logsumexp, b") and bad == INF:
-        np.testing.assert_array_equal(fun(x)[1], INF)  # as jax.nn.logsumexp
-    elif "softcap" not in name and name != "cross_entropy, options":  # a cap makes +inf finite
-        assert np.all(np.isnan(fun(x)[1]))
-    np.testing.assert_array_equal(fun(x)[rows], fun(good))
-    # Of as many rows: XLA may round the last rows of an array otherwise than those before them.
-    harmless = jnp.insert(good, 1, 0.0, axis=0)
-    for jacobian, other in zip(jacobians(fun, x), jacobians(fun, harmless), strict=True):
-        own, expected = jacobian[rows][..., rows, :], other[rows][..., rows, :]
-        np.testing.assert_array_equal(own, expected)
+@EAGER_AND_JIT
+def test_entries_of_minus_infinity_have_no_derivative(name, jit):
+    if name == "cross_entropy, targets":
+        return  # it costs infinity, below
+    value, *jacobians = found(name, jit, "edges")
+    alone, reference = map(np.asarray, on_finite_classes(name)(X[:, FINITE]))
+    value = value[ENTRY]
+    if value.ndim == 2:
+        np.testing.assert_array_equal(value[:, 1], -INF if name.startswith("log") else 0.0)
+        value = value[:, FINITE]
+    np.testing.assert_allclose(value, alone[ENTRY], rtol=1e-15)
+    wanted = reference[ENTRY][..., ENTRY, :]
+    assert np.all(np.isfinite(wanted))
+    for jacobian in jacobians:
+        of_rows = jacobian[ENTRY][..., ENTRY, :]
+        assert not np.any(of_rows[..., 1])
+        if value.ndim == 2:
+            assert not np.any(of_rows[:, 1])
+            of_rows = of_rows[:, FINITE]
+        np.testing.assert_allclose(of_rows[..., FINITE], wanted, rtol=1e-14, atol=1e-16)
 
 
-def test_a_bad_row_has_a_nan_derivative():
-    x = jnp.array([[1.0, NAN, 0.0], [NAN, 2.0, 1.0]])
-    for name, fun in PER_ROW.items():
-        jacobian = jax.jacrev(fun)(x)
-        for row in (0, 1):
-            assert np.all(np.isnan(jacobian[row][..., row, :])), name
+@SLOW_AND_JIT
+def test_nothing_under_a_false_mask_has_influence(name, jit):
+    for one, other in zip(found(name, jit, "hidden"), found(name, jit, "seen"), strict=True):
+        np.testing.assert_array_equal(one[:-1], other[:-1])
+        assert one.ndim < 3 or np.all(np.isfinite(one))
 
 
+def test_nothing_under_a_false_mask_has_influence_at_order_two(name):
+    fun = of_logits(name)
+    program = jax.jit(jax.hessian(lambda x: fun(x, where=MASK)))
+    hidden, seen = program(HIDDEN), program(SEEN)
+    np.testing.assert_array_equal(hidden, seen)
+    assert np.all(np.isfinite(hidden))
+
+
+@EAGER_AND_JIT
+def test_a_bad_entry_spoils_its_row_alone(name, jit):
+    results, expected = found(name, jit, "edges"), found(name, jit, "harmless")
+    infinite, bad, first = (results[0][NAMES.index(n)] for n in ("+inf", "nan", "nan first"))
+    assert np.all(np.isnan([bad, first]))
+    if name.startswith("logsumexp"):
+        np.testing.assert_array_equal(infinite, INF)  # as jax.nn.logsumexp
+    elif name != "cross_entropy, options":  # a cap makes +inf finite
+        assert np.all(np.isnan(infinite))
+    np.testing.assert_array_equal(results[0][USUAL], expected[0][USUAL])
+    for jacobian, other in zip(results[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(jacobian[USUAL][..., USUAL, :], other[USUAL][..., USUAL, :])
+
+
+@EAGER_AND_JIT
+def test_a_bad_row_has_a_nan_derivative(name, jit):
+    _, _, jacobian = found(name, jit, "edges")
+    for row in NAMES.index("nan"), NAMES.index("nan first"):
+        assert np.all(np.isnan(jacobian[row][..., row, :]))
+
+
+@SLOW_AND_JIT
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_one_class(dtype):
+def test_one_class(dtype, jit):
     x = jnp.array([[3.0], [-2.0]], dtype)
-    np.testing.assert_array_equal(jaxsoft.softmax(x), jnp.ones_like(x))
-    np.testing.assert_array_equal(jaxsoft.log_softmax(x), jnp.zeros_like(x))
+    ones = {"softmax": 1.0, "log_softmax": 0.0, "entropy": 0.0, "cross_entropy": 0.0}
+    labels = np.zeros(2, int)
+    funs = {name: lambda x, f=OF_LOGITS[name].fun: f({"x": x, "labels": labels}) for name in ones}
+    every = lambda x: {name: with_jacobians(fun)(x) for name, fun in funs.items()}
+    for name, (value, *jacobians) in (jax.jit(every) if jit else every)(x).items():
+        np.testing.assert_array_equal(np.asarray(value, float), np.full(value.shape, ones[name]))
+        assert not any(np.any(np.asarray(jacobian, float)) for jacobian in jacobians), name
     np.testing.assert_array_equal(jaxsoft.logsumexp(x, -1), x[:, 0])
-    np.testing.assert_array_equal(jaxsoft.entropy(x), jnp.zeros(2, dtype))
-    np.testing.assert_array_equal(jaxsoft.cross_entropy(x, jnp.zeros(2, int)), jnp.zeros(2))
-    for fun in (jaxsoft.softmax, jaxsoft.log_softmax, jaxsoft.entropy, PER_ROW["cross_entropy"]):
-        for jacobian in jacobians(fun, x):
-            assert not np.any(np.asarray(jacobian, float))
 
 
 def test_no_class():
     x = jnp.zeros((3, 0))
     for fun in (jaxsoft.softmax, jaxsoft.log_softmax):
-        assert fun(x).shape == (3, 0)
-        assert jax.jacrev(fun)(x).shape == (3, 0, 3, 0)
-        assert jax.jacfwd(fun)(x).shape == (3, 0, 3, 0)
+        value, *jacobians = with_jacobians(fun)(x)
+        assert value.shape == (3, 0)
+        assert all(jacobian.shape == (3, 0, 3, 0) for jacobian in jacobians)
     np.testing.assert_array_equal(jaxsoft.logsumexp(x, -1), [-INF] * 3)
     np.testing.assert_array_equal(jaxsoft.entropy(x), [0.0] * 3)
     np.testing.assert_array_equal(jaxsoft.kl_divergence(x, x), [0.0] * 3)
@@ -216,6 +265,11 @@ def at_temperature(temperature):
     return lambda x: jaxsoft.softmax(x, temperature=temperature)
 
 
+@jax.jit
+def by_logits_and_temperature(x, temperature):
+    return jax.jacrev(lambda x, t: jaxsoft.softmax(x, temperature=t), (0, 1))(x, temperature)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 1e-30, 1e30, 3e38])
 @pytest.mark.parametrize("size", [3e9, 1e30, 3.4028235e38])
@@ -227,21 +281,30 @@ def test_logits_of_any_size_and_any_temperature(size, temperature, jit):
     np.testing.assert_allclose(np.sum(p, -1), 1, rtol=2e-7)
     exact = np.exp((np.asarray(x, float) - float(x.max())) / temperature)[0]
     np.testing.assert_allclose(p[0], exact / exact.sum(), rtol=1e-5)
-    with_temperature = lambda x, t: jaxsoft.softmax(x, temperature=t)
-    derivatives = jax.jacrev(with_temperature, (0, 1))(x, jnp.float32(temperature))
+    derivatives = by_logits_and_temperature(x, jnp.float32(temperature))
     if temperature >= 0.3:  # 1 / T² is beyond float32 below
         assert all(np.all(np.isfinite(d)) for d in derivatives)
+
+
+def of_temperature_and_sink(x, temperature, sink):
+    return jaxsoft.softmax(x, temperature=temperature, sink=sink)
+
+
+by_all_three = jax.jacrev(of_temperature_and_sink, (0, 1, 2))
 
 
 @pytest.mark.parametrize("sink", [-3e38, 0.0, 3e38])
 @pytest.mark.parametrize("temperature", [1e-30, 1.0])
 def test_a_sink_beside_logits_of_any_size(temperature, sink):
     x = jnp.array([3e38, -3e38, 1.0], jnp.float32)
-    fun = lambda x, t, s: jaxsoft.softmax(x, temperature=t, sink=s)
+    fun = of_temperature_and_sink
     args = x, jnp.float32(temperature), jnp.float32(sink)
     half = 0.5 if sink == 3e38 and temperature == 1 else 1
     np.testing.assert_array_equal(fun(*args), [half, 0, 0])
-    assert all(np.all(np.isfinite(d)) for d in jax.jit(jax.jacrev(fun, (0, 1, 2)))(*args))
+    assert all(np.all(np.isfinite(d)) for d in jitted(by_all_three)(*args))
+
+
+LOSS_WITH_JACOBIANS = with_jacobians(jaxsoft.cross_entropy)
 
 
 @pytest.mark.parametrize("label", [-1, -3, 3, 100, -(2**31), 2**31 - 1])
@@ -249,10 +312,11 @@ def test_a_sink_beside_logits_of_any_size(temperature, sink):
 def test_a_label_out_of_range_is_nan_in_its_row(label, jit):
     x = jnp.array([[1.0, 2.0, 0.5], [0.1, 0.2, 0.3]])
     labels = jnp.array([label, 1])
-    fun = jitted(jaxsoft.cross_entropy) if jit else jaxsoft.cross_entropy
-    assert np.isnan(fun(x, labels)[0])
-    np.testing.assert_array_equal(fun(x, labels)[1], fun(x[1], 1))
-    for jacobian in jacobians(fun, x, labels):
+    run = jitted if jit else lambda fun: fun
+    value, *jacobians = run(LOSS_WITH_JACOBIANS)(x, labels)
+    assert np.isnan(value[0])
+    np.testing.assert_array_equal(value[1], run(jaxsoft.cross_entropy)(x[1], 1))
+    for jacobian in jacobians:
         assert np.all(np.isnan(jacobian[0, 0]))
         assert np.all(np.isfinite(jacobian[1, 1]))
 
@@ -276,14 +340,16 @@ def test_ignored_examples_have_no_loss_and_no_gradient(ignore_index):
     fun = lambda x: jaxsoft.cross_entropy(
         x, labels, ignore_index=ignore_index, z_loss=0.1, label_smoothing=0.1
     )
-    np.testing.assert_array_equal(fun(x)[jnp.array([0, 2])], 0)
-    assert fun(x)[1] > 0
-    for jacobian in jacobians(fun, x):
-        assert not np.any(jacobian[jnp.array([0, 2])])
-        assert np.all(np.isfinite(jacobian))
     everything = jnp.full(3, ignore_index)
     ignored = lambda x: jaxsoft.cross_entropy(x, everything, ignore_index=ignore_index).sum()
-    loss, gradient = jax.value_and_grad(ignored)(x)
+    of_all = lambda x: (*with_jacobians(fun)(x), jax.value_and_grad(ignored)(x))
+    value, *jacobians, (loss, gradient) = jax.tree.map(np.asarray, jax.jit(of_all)(x))
+    np.testing.assert_array_equal(value[[0, 2]], 0)
+    np.testing.assert_array_equal(value, fun(x))
+    assert value[1] > 0
+    for jacobian in jacobians:
+        assert not np.any(jacobian[[0, 2]])
+        assert np.all(np.isfinite(jacobian))
     assert loss == 0
     assert not np.any(gradient)
 
@@ -291,17 +357,15 @@ def test_ignored_examples_have_no_loss_and_no_gradient(ignore_index):
 def test_a_target_of_zero_on_minus_infinity_contributes_nothing():
     x = jnp.array([[0.5, -INF, 1.0]])
     target = jnp.array([[0.25, 0.0, 0.75]])
-    fun = jaxsoft.cross_entropy
-    finite = jnp.array([0, 2])
-    np.testing.assert_array_equal(fun(x, target), fun(x[:, finite], target[:, finite]))
-    for derivative in (jax.jacfwd, jax.jacrev):
-        for block, expected in zip(
-            derivative(fun, (0, 1))(x, target),
-            derivative(fun, (0, 1))(x[:, finite], target[:, finite]),
-            strict=True,
-        ):
-            assert not np.any(block[..., 1])
-            np.testing.assert_allclose(block[..., finite], expected, rtol=1e-14)
+    fun, finite = jaxsoft.cross_entropy, np.array([0, 2])
+    derivatives = [of(fun, (0, 1)) for of in (jax.jacfwd, jax.jacrev)]
+    program = jax.jit(lambda *args: (fun(*args), [of(*args) for of in derivatives]))
+    loss, blocks = program(x, target)
+    alone, expected = program(x[:, finite], target[:, finite])
+    np.testing.assert_array_equal(loss, alone)
+    for block, wanted in zip(jax.tree.leaves(blocks), jax.tree.leaves(expected), strict=True):
+        assert not np.any(block[..., 1])
+        np.testing.assert_allclose(block[..., finite], wanted, rtol=1e-14)
 
 
 def test_a_label_without_probability_costs_infinity():

@@ -50,12 +50,15 @@ CASES = [
     ((188, 31, 123), ("softcap",), "mean", 1, None, "float64"),
     ((188, 31, 123), ("ignored",), "none", 50, 122, "float32"),
     ((1, 8, 30), ("weights", "temperature"), "mean", None, 7, "float32"),
-    ((1, 8, 30), ("bias", "label_smoothing", "z_loss"), "none", 3, None, "float64"),
     ((30, 8, 1), ALL, "sum", 7, 5, "float32"),
     # So many classes are taken in two chunks by default, whose logits are kept.
     ((5, 3, 8195), ("label_smoothing", "temperature"), "mean", None, None, "float32"),
     ((5, 3, 8195), ("bias", "ignored"), "none", 2, None, "float64"),
     ((13, 5, 30), ALL, "none", 4, 7, "float64"),
+]
+# More of the same.
+SLOW = [
+    ((1, 8, 30), ("bias", "label_smoothing", "z_loss"), "none", 3, None, "float64"),
     ((13, 5, 30), ALL, "mean", 1, 1, "float32"),
     ((13, 5, 30), ("class_weights", "label_smoothing"), "mean", 12, 29, "float32"),
     ((13, 5, 30), ("temperature", "softcap", "weights"), "sum", None, 30, "float64"),
@@ -63,7 +66,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("size", "names", "reduction", "token_chunk", "vocab_chunk", "dtype"), CASES
+    ("size", "names", "reduction", "token_chunk", "vocab_chunk", "dtype"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_equals_the_loss_with_the_logits(size, names, reduction, token_chunk, vocab_chunk, dtype):
     check(size, names, reduction, token_chunk, vocab_chunk, np.dtype(dtype))

@@ -36,11 +36,11 @@ def confident_rows():
     ("reduction", "token_chunk", "vocab_chunk", "temperature"),
     [
         ("none", None, None, None),
-        ("sum", None, None, None),
+        pytest.param("sum", None, None, None, marks=pytest.mark.slow),
         ("none", None, 4, None),
         ("sum", 3, 4, None),
         ("none", 3, None, 0.7),
-        ("sum", None, 4, 0.7),
+        pytest.param("sum", None, 4, 0.7, marks=pytest.mark.slow),
     ],
 )
 def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
@@ -81,11 +81,16 @@ def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
 
 # ------------------------------------------------------------------------------ 16 bits
 
-HALVES = ("bfloat16", "float16")
 
-
-@pytest.mark.parametrize(("reduction", "vocab_chunk"), [("mean", 100), ("none", None)])
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    ("dtype", "reduction", "vocab_chunk"),
+    [
+        ("bfloat16", "mean", 100),
+        ("bfloat16", "none", None),
+        ("float16", "mean", 100),
+        pytest.param("float16", "none", None, marks=pytest.mark.slow),
+    ],
+)
 def test_16_bits_are_computed_in_float32(dtype, reduction, vocab_chunk):
     arguments, labels, cotangent = problem((40, 24, 130), ("bias",), DTYPES[dtype])
     wide = filled(arguments)
@@ -112,7 +117,7 @@ def test_16_bits_are_computed_in_float32(dtype, reduction, vocab_chunk):
         assert np.all(np.abs(np.asarray(gradient, np.float64) - exact[name]) <= limit), name
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_gradients_add_up_in_float32(dtype):
     # A sum of this many equal numbers would stop growing at 1 / eps of them in the dtype itself.
     tokens, n = 3000, 4

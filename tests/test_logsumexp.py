@@ -152,15 +152,16 @@ def test_a_double_word_holds_a_logarithm_to_twice_the_precision(dtype):
     info, rng = np.finfo(dtype), np.random.default_rng(3)
     b = np.exp2(rng.uniform(info.minexp - info.nmant, info.maxexp - 1e-3, 200))
     b = np.array([*b, *rng.uniform(0.5, 2, 200), info.max, info.tiny, -3, 1, 0.5], dtype)
-    a, b = map(jnp.asarray, (-np.log(np.abs(b)), b))
+    a, b = -np.log(np.abs(b)), jnp.asarray(b)
+    logarithms = [mp.log(abs(mpf(float(x)))) for x in b]
     for wrap in (lambda f: f, jax.jit):
         parts = wrap(double_word.parts)(b)
         np.testing.assert_array_equal(
             np.ldexp(np.asarray(parts.fraction), np.asarray(parts.exponent).astype(int)), b
         )
-        assert np.all(np.abs(np.abs(parts.fraction) - 1.06) < 0.36)
-        for one, *pair, x in zip(a, *wrap(double_word.plus_logarithm)(a, parts), b, strict=True):
-            logarithm = mp.log(abs(mpf(float(x))))
+        assert np.all(np.abs(np.abs(np.asarray(parts.fraction)) - 1.06) < 0.36)
+        pairs = wrap(double_word.plus_logarithm)(jnp.asarray(a), parts)
+        for one, *pair, logarithm in zip(a, *map(np.asarray, pairs), logarithms, strict=True):
             error = mp.fsum(map(float, pair)) - (float(one) + logarithm)
             assert abs(error) <= 3 * EPS[dtype] ** 2 * abs(logarithm)
 
@@ -196,14 +197,16 @@ def test_the_sign_of_infinity_is_one(b):
 @pytest.mark.parametrize("off", [False, True])
 def test_no_nan_within(off):
     x = jnp.array([[INF, 0.0, 1.0], [-INF, -INF, -INF], [1.0, 2.0, 0.5]])
-    mask, b = jnp.array([[True, True, False]] * 3), jnp.array([[1.0, -0.1, 0.0]])
+    mask, b = jnp.array([[True, True, False]] * 3), jnp.array([[1.0, -0.1, 0.0]] * 3)
+    finite = jnp.array([[1.0, 2.0, 0.5], [-INF, -INF, -INF], [1.0, 2.0, 0.5]])
+    positive = jnp.array([[1.0, 0.1, 0.0]])
     jax.clear_caches()
     with jax.debug_nans(True), jax.disable_jit(off):
-        for options in ({}, {"where": mask}, {"b": b}, {"b": jnp.abs(b), "where": mask}):
+        for options in ({}, {"where": mask}, {"b": b}, {"b": positive, "where": mask}):
             jaxsoft.logsumexp(x, -1, return_sign=True, **options)
             jaxsoft.logsumexp(x, -1, **options)
         # By all that is finite, an empty row included.
-        by = jax.grad(lambda x, b: value(x, jnp.broadcast_to(b, x.shape))[0][1], (0, 1))(x[1:], b)
+        by = jax.grad(lambda *x: value(*x)[0][2], (0, 1))(finite, b)
         assert np.all(np.isfinite(by[0]))
 
 
@@ -211,24 +214,28 @@ def test_a_negative_sum_is_nan_without_its_sign():
     a, b = jnp.zeros((3, 2)), jnp.array([[1.0, -2.0], [1.0, -1.0], [2.0, -1.0]])
     np.testing.assert_array_equal(jaxsoft.logsumexp(a, -1, b), [NAN, -INF, 0])
     np.testing.assert_array_equal(value(a, b)[1], [-1, 0, 1])
-    assert np.all(np.isfinite(jax.jacrev(lambda *x: value(*x)[0], (0, 1))(a, b)))
+    jacobians = jax.jit(jax.jacrev(lambda *x: value(*x)[0], (0, 1)))(a, b)
+    assert np.all(np.isfinite(jacobians))
+
+
+@jax.jit
+def value_and_gradients(a, b, where=None):
+    fun = lambda a, b: jaxsoft.logsumexp(a, -1, b, return_sign=True, where=where)[0][0]
+    return jax.value_and_grad(fun, (0, 1))(a, b)
 
 
 @pytest.mark.parametrize("hidden", [INF, -INF, NAN, 1e300])
 def test_nothing_under_a_false_mask_or_a_factor_0_has_influence(hidden):
     a, b = np.array([[0.3, 5.0, 1.0]]), np.array([[2.0, -0.5, 1e-300]])
     mask = np.array([[True, True, False]])
-    with_b = lambda a, b: jaxsoft.logsumexp(a, -1, b, return_sign=True, where=mask)[0]
-    wanted = value(a[:, :2], b[:, :2])[0]
     spoilt = np.where(mask, a, hidden), np.where(mask, b, hidden)
-    np.testing.assert_array_equal(with_b(*spoilt), wanted)
-    by_a, by_b = jax.grad(lambda *x: with_b(*x).sum(), (0, 1))(*spoilt)
-    by = jax.grad(lambda *x: value(*x)[0].sum(), (0, 1))(a[:, :2], b[:, :2])
+    wanted, by = value_and_gradients(a[:, :2], b[:, :2])
+    found, (by_a, by_b) = value_and_gradients(*spoilt, mask)
+    assert found == wanted
     np.testing.assert_array_equal(by_a, [[*by[0][0], 0]])
     np.testing.assert_array_equal(by_b, [[*by[1][0], 0]])
-    zero = np.where(mask, b, 0)
-    np.testing.assert_array_equal(value(spoilt[0], zero)[0], wanted)
-    by_a = jax.grad(lambda a: value(a, zero)[0].sum())(spoilt[0])
+    found, (by_a, _) = value_and_gradients(spoilt[0], np.where(mask, b, 0))
+    assert found == wanted
     np.testing.assert_array_equal(by_a, [[*by[0][0], 0]])
 
 
@@ -332,43 +339,52 @@ def complex_arrays(dtype):
     return (3 * rng.normal(size=(2, 3, 5, 2)) @ [1, 1j]).astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def complex_results(fun, a, b, tangent):
+    """By each set of options the value, the size and phase, and the derivatives."""
+    mask = np.array([[True, True, False, True, True]])
+    results = []
+    for options in ({}, {"b": b}, {"b": b.real}, {"b": b, "where": mask}, {"where": mask}):
+        of = functools.partial(fun, axis=-1, **options)
+        results += [
+            {
+                "value": of(a),
+                "size and phase": of(a, return_sign=True),
+                "tangent": jax.jvp(of, (a,), (tangent,))[1],
+                "gradient": jax.grad(lambda a: of(a).sum(), holomorphic=True)(a),  # noqa: B023
+                "by size": jax.grad(lambda a: of(a, return_sign=True)[0].sum())(a),  # noqa: B023
+            }
+        ]
+    hessian = jax.hessian(lambda a: fun(a, b=b[0]), holomorphic=True)(a[0])
+    return [*results, {"Hessian": hessian}]
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
 def test_complex_values_and_derivatives(dtype):
     a, b = complex_arrays(dtype)
+    tangent = (b * (1 + 1j)).astype(dtype)
     real = "float32" if dtype == "complex64" else "float64"
     tolerance = 40 * EPS[real]
-    close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
-    mask = np.array([[True, True, False, True, True]])
-    for options in ({}, {"b": b}, {"b": b.real}, {"b": b, "where": mask}, {"where": mask}):
-        with jax.numpy_dtype_promotion("standard"):
-            ours, theirs = (
-                functools.partial(fun, axis=-1, **options)
-                for fun in (jaxsoft.logsumexp, jax.nn.logsumexp)
-            )
-            for found, wanted in ((ours(a), theirs(a)), (jax.jit(ours)(a), theirs(a))):
-                assert found.dtype == wanted.dtype
-                close(found, wanted)
-            size, phase = ours(a, return_sign=True)
-            assert size.dtype == real
-            close(phase * np.exp(size), np.exp(theirs(a)), rtol=tolerance * 10)
-            tangent = (b * (1 + 1j)).astype(dtype)
-            close(*(jax.jvp(fun, (a,), (tangent,))[1] for fun in (ours, theirs)))
-            close(
-                *(
-                    jax.grad(lambda a, fun=fun: fun(a).sum(), holomorphic=True)(a)
-                    for fun in (ours, theirs)
-                )
-            )
-            moduli = [
-                jax.grad(lambda a, f=f: f(a, return_sign=True)[0].sum()) for f in (ours, theirs)
-            ]
-            close(*(fun(a) for fun in moduli))
     with jax.numpy_dtype_promotion("standard"):
-        hessians = [
-            jax.hessian(lambda a, f=f: f(a, b=b[0]), holomorphic=True)(a[0])
-            for f in (jaxsoft.logsumexp, jax.nn.logsumexp)
-        ]
-    close(*hessians)
+        ours = complex_results(jaxsoft.logsumexp, a, b, tangent)
+        theirs = complex_results(jax.nn.logsumexp, *(x.astype(complex) for x in (a, b, tangent)))
+        eager = [jaxsoft.logsumexp(a, -1, **options) for options in ({}, {"b": b}, {"b": b.real})]
+        types = jax.eval_shape(functools.partial(complex_results, jax.nn.logsumexp), a, b, tangent)
+    for mine, other in zip(eager, theirs, strict=False):
+        np.testing.assert_allclose(mine, other["value"], rtol=tolerance, atol=tolerance)
+    for i, (mine, other, of) in enumerate(zip(ours, theirs, types, strict=True)):
+        if phased := mine.pop("size and phase", None):
+            size, phase = map(np.asarray, phased)
+            assert size.dtype == real
+            wanted = np.exp(other["value"])
+            np.testing.assert_allclose(
+                phase * np.exp(size), wanted, rtol=tolerance * 10, atol=tolerance
+            )
+        for name, found in mine.items():
+            assert found.dtype == of[name].dtype, name
+            np.testing.assert_allclose(
+                found, other[name], rtol=tolerance, atol=tolerance, err_msg=f"{name} {i}"
+            )
 
 
 def test_complex_edges():
@@ -390,15 +406,17 @@ def test_complex_on_several_devices():
     a, b = (np.concatenate([x, x * 0.3j], -1)[:, :8] for x in (a, b))
     parts = [jnp.moveaxis(x.reshape(3, 4, 2), 1, 0) for x in (a, b)]
 
-    def divided(a, b):
-        return jax.vmap(lambda a, b: jaxsoft.logsumexp(a, -1, b, axis_name="v"), axis_name="v")(
-            a, b
-        )[0]
+    part = lambda a, b: jaxsoft.logsumexp(a, -1, b, axis_name="v")
+    divided = lambda a, b: jax.vmap(part, axis_name="v")(a, b)[0]
+    whole = lambda a, b: jaxsoft.logsumexp(a, -1, b)
 
-    np.testing.assert_allclose(divided(*parts), jaxsoft.logsumexp(a, -1, b), rtol=1e-13)
-    found = jax.grad(lambda *x: divided(*x).sum(), holomorphic=True)(*parts)
-    wanted = jax.grad(lambda a: jaxsoft.logsumexp(a, -1, b).sum(), holomorphic=True)(a)
-    np.testing.assert_allclose(jnp.moveaxis(found, 0, 1).reshape(3, 8), wanted, rtol=1e-12)
+    def of(fun):
+        gradient = jax.grad(lambda *x: fun(*x).sum(), holomorphic=True)
+        return jax.jit(lambda a, b: (fun(a, b), gradient(a, b)))
+
+    (found, by), (wanted, by_whole) = of(divided)(*parts), of(whole)(a, b)
+    np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    np.testing.assert_allclose(np.moveaxis(by, 0, 1).reshape(3, 8), by_whole, rtol=1e-12)
 
 
 def test_the_largest_term_lies_on_one_device():

@@ -1,5 +1,6 @@
 """`python -m jaxsoft`: what it measures, prints and saves, and its exit status."""
 
+import contextlib
 import io
 import json
 import math
@@ -26,7 +27,8 @@ PUBLIC = set(jaxsoft.__all__) - {
     "SimplexJacobian",
     "softmax_and_jacobian",
 }
-DERIVATIVES = derivatives.derivatives  # before it is replaced
+# Before they are replaced.
+DERIVATIVES, QUICK_MODES = derivatives.derivatives, derivatives._QUICK_MODES
 
 
 def once(function):
@@ -46,6 +48,7 @@ def once(function):
 @pytest.fixture(scope="module", autouse=True)
 def _measured_once():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derivatives, "_QUICK_MODES", ("jit(vjp)",))
         patch.setattr(derivatives, "derivatives", once(derivatives.derivatives))
         patch.setattr(saturation, "saturation", once(saturation.saturation))
         patch.setattr(speed, "speed", once(speed.speed))
@@ -69,12 +72,15 @@ def run(capsys, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------- JSON
 
 
-@pytest.fixture
-def document(run):
-    status, printed = run("--json", "--figure", "figure.png")
-    assert status == 0
-    assert printed.err == ""
-    return json.loads(printed.out)
+@pytest.fixture(scope="module")
+def document(_measured_once, tmp_path_factory):
+    """What one run prints; its figure stays in the directory of that run."""
+    out, err = io.StringIO(), io.StringIO()
+    directory = contextlib.chdir(tmp_path_factory.mktemp("document"))
+    with directory, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(["--quick", "--json", "--figure", "figure.png"]) == 0
+    assert err.getvalue() == ""
+    return json.loads(out.getvalue()) | {"directory": directory.path}
 
 
 def test_json_says_that_every_check_passed(document):
@@ -92,6 +98,15 @@ def test_every_public_function_is_checked(document):
     for errors in checked["errors"].values():
         assert list(errors) == checked["modes"]
         assert all(0 <= error <= checked["tolerance"] for error in errors.values())
+
+
+@pytest.mark.slow
+def test_every_public_function_passes_in_every_quick_mode(monkeypatch):
+    monkeypatch.setattr(derivatives, "_QUICK_MODES", QUICK_MODES)
+    found = DERIVATIVES(seed=0, quick=True, track=lambda steps, _: steps)
+    assert found.modes == ("value", "jit(jvp)", "jit(vjp)")
+    assert {name.partition(",")[0] for name in found.errors} == PUBLIC
+    assert found.failures == ()
 
 
 def test_worked_example(document):
@@ -141,9 +156,10 @@ def test_training(document):
             assert jacobian[i][j] == pytest.approx(p[i] * ((i == j) - p[j]), abs=1e-6)
 
 
-def test_figure_is_a_png(document, tmp_path):
-    assert document["figure"] == str(tmp_path / "figure.png")
-    content = (tmp_path / "figure.png").read_bytes()
+def test_figure_is_a_png(document):
+    path = document["directory"] / "figure.png"
+    assert document["figure"] == str(path)
+    content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(content) > 20_000
 
@@ -219,6 +235,7 @@ def _wrong_softmax(monkeypatch):
         wrong = [case for case in derivatives.cases(0) if case.name == "softmax"]
     monkeypatch.setattr(derivatives, "cases", lambda seed: wrong)
     monkeypatch.setattr(derivatives, "derivatives", DERIVATIVES)
+    monkeypatch.setattr(derivatives, "_QUICK_MODES", QUICK_MODES)
 
 
 @pytest.mark.usefixtures("_wrong_softmax")
@@ -289,6 +306,7 @@ def test_no_figure_needs_no_matplotlib(run, monkeypatch):
     assert run("--json", "--figure", "figure.png")[0] == 2
 
 
+@pytest.mark.slow
 def test_json_imports_neither_matplotlib_nor_rich(tmp_path):
     # Of each section little, for it is not what is tested here.
     program = """if True:
@@ -339,12 +357,14 @@ def test_wrong_options(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_as_a_command():
-    command = [sys.executable, "-m", "jaxsoft"]
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+def test_as_a_command(capsys):
+    command = [sys.executable, "-m", "jaxsoft", "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True)
     assert version.stdout == f"jaxsoft {jaxsoft.__version__}\n"
-    usage = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    usage = capsys.readouterr().out
     assert all(
-        option in usage.stdout
-        for option in ("--quick", "--json", "--figure", "--no-figure", "--seed")
+        option in usage for option in ("--quick", "--json", "--figure", "--no-figure", "--seed")
     )

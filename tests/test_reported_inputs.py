@@ -15,6 +15,9 @@ from tests.exact import DTYPES, EPS, Exact
 
 INF, NAN = np.inf, np.nan
 WIDE = ["float32", "float64"]
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+# Every order in one dtype is what a contributor needs.
+SECOND_SLOW = ["float32", slow("float64")]
 MODES = {"f": jax.jacfwd, "r": jax.jacrev}
 ORDERS = ["", "f", "r", "ff", "fr", "rf", "rr"]
 SIGNED_FLOAT8 = [
@@ -166,42 +169,45 @@ def test_a_teacher_of_few_of_many_classes(dtype):
 # ----------------------------------------------------------------- means over what counts
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_the_mean_does_not_count_what_is_ignored(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "weighted"),
+    [
+        ("float32", False),
+        ("float64", True),
+        ("bfloat16", True),
+        slow("float32", True),
+        slow("float64", False),
+        slow("bfloat16", False),
+    ],
+)
+def test_the_mean_does_not_count_what_is_ignored(dtype, weighted):
     x = jnp.array([[0.5, 2.0, -1.0], [1.0, 0.0, 0.25], [3.0, -2.0, 1.0], [0.0, 0.0, 0.0]], dtype)
-    labels = jnp.array([0, 2, -1, 1])
-    weights = jnp.array([1.0, 0.5, 2.0, 0.25], dtype)
-    out = "float64" if dtype == "float64" else "float32"
-    for options in ({}, {"weights": weights, "label_smoothing": 0.1}):
+    labels = np.array([0, 2, -1, 1])
+    weights = np.array([1.0, 0.5, 2.0, 0.25])
+    options = {"ignore_index": -1}
+    if weighted:
+        options |= {"weights": jnp.array(weights, dtype), "label_smoothing": 0.1}
 
-        @jax.jit
-        def everything(x, labels, options=options):
-            """By reduction, the value and its Jacobians forward and reverse."""
-            fun = functools.partial(jaxsoft.cross_entropy, ignore_index=-1, **options)
-            out = {}
-            for reduction in ("none", "sum", "mean"):
-                loss = functools.partial(fun, labels=labels, reduction=reduction)
-                out[reduction] = [loss(x), *(mode(loss)(x) for mode in MODES.values())]
-            return out
+    @jax.jit
+    def everything(x, labels):
+        """By reduction the value by either function, and its Jacobians forward and reverse."""
+        out = {}
+        for reduction in ("none", "sum", "mean"):
+            of = {"reduction": reduction, **options}
+            loss = lambda x, of=of: jaxsoft.cross_entropy(x, labels, **of)
+            fused = jaxsoft.linear_cross_entropy(x, jnp.eye(3, dtype=dtype), labels, **of)
+            out[reduction] = [fused, loss(x), *(mode(loss)(x) for mode in MODES.values())]
+        return out
 
-        of = np.asarray(weights, float) if options else np.ones(4)
-        for given in (labels, jnp.full(4, -1)):
-            got = everything(x, given)
-            total = of[np.asarray(given) != -1].sum()
-            for whole, part in zip(got["sum"], got["none"], strict=True):
-                close(whole, np.asarray(part, float).sum(0), whole.dtype.name, size=2)
-            for mean, whole in zip(got["mean"], got["sum"], strict=True):
-                close(mean, np.asarray(whole, float) / (total or 1), mean.dtype.name)
-            for reduction, (value, *_) in got.items():
-                fused = jaxsoft.linear_cross_entropy(
-                    x,
-                    jnp.eye(3, dtype=dtype),
-                    given,
-                    ignore_index=-1,
-                    reduction=reduction,
-                    **options,
-                )
-                close(value, fused, out, size=2)
+    for given in (labels, np.full(4, -1)):
+        got = everything(x, given)
+        total = (weights if weighted else np.ones(4))[given != -1].sum()
+        for whole, part in zip(got["sum"], got["none"], strict=True):
+            close(whole, np.asarray(part, float).sum(0), whole.dtype.name, size=2)
+        for mean, whole in zip(got["mean"], got["sum"], strict=True):
+            close(mean, np.asarray(whole, float) / (total or 1), mean.dtype.name)
+        for fused, value, *_ in got.values():
+            close(value, fused, "float64" if dtype == "float64" else "float32", size=2)
 
 
 def test_the_weighted_means_of_torch():
@@ -332,27 +338,40 @@ def at_temperature():
 @pytest.mark.parametrize("dtype", WIDE)
 def test_the_least_temperature(dtype):
     x = jnp.array(LOGITS, dtype)
+    softmax = lambda x, t: jaxsoft.softmax(x, temperature=t)
+    log_softmax = lambda x, t: jaxsoft.log_softmax(x, temperature=t)
+    cross_entropy = lambda x, t: jaxsoft.cross_entropy(x, 1, temperature=t)
+
+    @jax.jit
+    def everything(x, hard, t):
+        return {
+            "softmax": [softmax(x, t), softmax(x, jnp.full((3, 1), t))],
+            "its derivatives": [by_x(softmax)(hard, t) for by_x in MODES.values()],
+            "log_softmax": log_softmax(hard / 2, t),
+            "of log_softmax": [by_x(log_softmax)(hard, t) for by_x in MODES.values()],
+            "loss": jax.value_and_grad(cross_entropy)(hard, t),
+            "large loss": jaxsoft.cross_entropy(hard / 2, 0, temperature=t),
+        }
+
     for t in (LEAST[dtype], LEAST[dtype] * 3, 1.2e-38 if dtype == "float32" else 1e-307):
-        number, array = float(t), jnp.asarray(t, dtype)
-        for temperature in (number, np.dtype(dtype).type(t), array, jnp.full((3, 1), t, dtype)):
-            softmax = lambda x, t=temperature: jaxsoft.softmax(x, temperature=t)
-            np.testing.assert_array_equal(softmax(x), MAXIMA)
-            np.testing.assert_array_equal(jax.jit(softmax)(x), MAXIMA)
-        hard = x[0]
-        for by_x in MODES.values():
-            assert not np.any(by_x(lambda x, t: jaxsoft.softmax(x, temperature=t))(hard, array))
+        scalars = (float(t), np.dtype(dtype).type(t))
+        for temperature in (*scalars, jnp.asarray(t, dtype), jnp.full((3, 1), t, dtype)):
+            np.testing.assert_array_equal(softmax(x, temperature), MAXIMA)
+        of_scalars = jax.jit(lambda x, scalars=scalars: [softmax(x, t) for t in scalars])(x)
+        got = everything(x, x[0], jnp.asarray(t, dtype))
+        for p in (*of_scalars, *got["softmax"]):
+            np.testing.assert_array_equal(p, MAXIMA)
+        assert not np.any(got["its derivatives"])
         # log_softmax has numbers of the size of 1 / T.
-        log_softmax = lambda x, t: jaxsoft.log_softmax(x, temperature=t)
         wanted = (np.array([-1, 0, -0.5]) / t).astype(dtype)
-        np.testing.assert_array_equal(log_softmax(hard / 2, array), wanted)
+        np.testing.assert_array_equal(got["log_softmax"], wanted)
         wanted = (np.array([[1, -1, 0], [0, 0, 0], [0, -1, 1]]) / t).astype(dtype)
-        for by_x in MODES.values():
-            np.testing.assert_array_equal(by_x(log_softmax)(hard, array), wanted)
-        cross_entropy = lambda x, t: jaxsoft.cross_entropy(x, 1, temperature=t)
-        loss, by = jax.value_and_grad(cross_entropy)(hard, array)
+        for by_x in got["of log_softmax"]:
+            np.testing.assert_array_equal(by_x, wanted)
+        loss, by = got["loss"]
         assert loss == 0
         assert not np.any(by)
-        close(jaxsoft.cross_entropy(x[0] / 2, 0, temperature=array), 1 / t, dtype)
+        close(got["large loss"], 1 / t, dtype)
 
 
 # Smaller than what the type or the processor holds: the maximum all the same.
@@ -378,7 +397,7 @@ def test_numbers_below_every_temperature(dtype, x64):
         np.testing.assert_array_equal(np.asarray(p, float), MAXIMA)
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", SECOND_SLOW)
 def test_every_order_by_a_small_temperature(dtype):
     for t in (1e-20, 1e-30, LEAST[dtype]):
         got = at_temperature()(jnp.asarray(t, dtype), jnp.array(LOGITS[0], dtype))
@@ -388,7 +407,7 @@ def test_every_order_by_a_small_temperature(dtype):
                 np.testing.assert_array_equal(by, wanted, err_msg=f"{name} {order} {t}")
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", SECOND_SLOW)
 def test_every_order_by_the_temperature_beside_a_finite_mask(dtype):
     t, lowest = jnp.asarray(0.5, dtype), float(np.finfo(dtype).min)
     of_three = lambda row: at_temperature()(t, jnp.array(row, dtype))
@@ -452,7 +471,7 @@ def test_gaps_that_overflow(dtype):
         close(kl(jnp.zeros(2, dtype), spread), spread[0], out)
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", SECOND_SLOW)
 def test_every_order_beside_the_lowest_number(dtype):
     lowest = float(np.finfo(dtype).min)
     for low in (lowest, lowest / 2, -1e9, -INF):
@@ -493,8 +512,17 @@ def soft_loss(smoothed):
     return jax.jit(everything)
 
 
-@pytest.mark.parametrize("smoothed", [False, True])
-@pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "smoothed"),
+    [
+        ("float32", False),
+        ("float64", True),
+        ("bfloat16", False),
+        slow("float32", True),
+        slow("float64", False),
+        slow("bfloat16", True),
+    ],
+)
 def test_a_masked_class_has_no_target(dtype, smoothed):
     x = jnp.array([0, 1, 2], dtype)
     run = soft_loss(smoothed)
@@ -538,6 +566,7 @@ def test_masked_targets_with_class_weights_and_more_axes():
 # -------------------------------------------------- smoothing over what a bias takes out
 
 BIAS = [0.5, -INF, -1.0, 0.25, -INF]
+OPTIONS_OF_LAYER = (("temperature", 0.5), ("z_loss", 0.1), ("softcap", 4.0))
 
 
 @functools.cache
@@ -556,12 +585,8 @@ def of_layer(reduction, chunk, options):
         )
 
     def plain(x, w, bias, labels):
-        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        x, w, bias = (a.astype(dtype) for a in (x, w, bias))
-        bias = jnp.where(bias == -INF, 0, bias)
-        logits = jnp.matmul(x, w, precision="highest") + bias[None]
         return jaxsoft.cross_entropy(
-            logits,
+            x @ w + jnp.where(bias == -INF, 0, bias)[None],
             labels,
             where=jnp.array(BIAS) > -INF,
             label_smoothing=0.2,
@@ -575,57 +600,73 @@ def of_layer(reduction, chunk, options):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "chunk", "options"),
+    ("reduction", "chunk", "options", "dtype"),
     [
-        ("mean", None, ()),
-        ("none", 2, ()),
-        ("mean", 2, (("temperature", 0.5), ("z_loss", 0.1), ("softcap", 4.0))),
+        ("mean", None, (), "bfloat16"),
+        ("none", 2, (), "float32"),
+        ("mean", 2, OPTIONS_OF_LAYER, "float64"),
+        slow("mean", None, (), "float32"),
+        slow("mean", None, (), "float64"),
+        slow("none", 2, (), "float64"),
+        slow("mean", 2, OPTIONS_OF_LAYER, "float32"),
     ],
 )
-def test_a_class_that_a_bias_takes_out_is_not_smoothed_over(reduction, chunk, options):
+def test_a_class_that_a_bias_takes_out_is_not_smoothed_over(reduction, chunk, options, dtype):
     rng = np.random.default_rng(4)
     x, w, labels = rng.normal(size=(3, 2)), rng.normal(size=(2, 5)), jnp.array([0, 3, 2])
     fused, plain = of_layer(reduction, chunk, options)
-    for dtype in (*WIDE, *(["bfloat16"] if chunk is None else [])):
-        given = [jnp.array(a, dtype) for a in (x, w, BIAS)]
-        loss, *gradients = fused(*given, labels)
-        wanted, by = plain(*given, labels)
-        close(loss, wanted, loss.dtype.name, size=2)
-        assert np.all(np.isfinite(loss))
-        for gradient in gradients:
-            for one, other in zip(gradient, by, strict=True):
-                close(np.asarray(one).astype(DTYPES[dtype]), other, dtype, 16, size=1)
-                assert np.all(np.isfinite(np.asarray(one, float)))
-            assert not np.any(gradient[2][..., 1])
+    given = [np.array(a, DTYPES[dtype]) for a in (x, w, BIAS)]
+    loss, *gradients = fused(*given, labels)
+    wanted, by = plain(*(a.astype(float) for a in given), labels)
+    close(loss, wanted, loss.dtype.name, size=2)
+    assert np.all(np.isfinite(loss))
+    for gradient in gradients:
+        for one, other in zip(gradient, by, strict=True):
+            close(np.asarray(one).astype(DTYPES[dtype]), other, dtype, 16, size=1)
+            assert np.all(np.isfinite(np.asarray(one, float)))
+        assert not np.any(gradient[2][..., 1])
 
 
 # --------------------------------------------------------------- types of 8 bits, and caps
 
 
-@pytest.mark.parametrize("dtype", SIGNED_FLOAT8)
-def test_8_bits_with_a_mask(unchecked, dtype):  # of some jaxtyping does not know
-    x, where = np.array([1.0, 2.0, 4.0, -0.5]), jnp.array([True, True, False, True])
-    narrow, wide = jnp.array(x, dtype), jnp.array(x, "float32")
-    functions = {
-        "softmax": jaxsoft.softmax,
-        "log_softmax": jaxsoft.log_softmax,
-        "logsumexp": lambda x, where: jaxsoft.logsumexp(x, where=where),
-        "entropy": jaxsoft.entropy,
-        "kl_divergence": lambda x, where: jaxsoft.kl_divergence(x, x[::-1], where=where),
-        "cross_entropy": lambda x, where: jaxsoft.cross_entropy(x, 0, where=where),
-        "gradient": jax.grad(lambda x, where: jaxsoft.cross_entropy(x, 0, where=where)),
+def of_masked(x, where):
+    """Every function of a masked row, by name."""
+    cross_entropy = lambda x: jaxsoft.cross_entropy(x, 0, where=where)
+    return {
+        "softmax": jaxsoft.softmax(x, where=where),
+        "log_softmax": jaxsoft.log_softmax(x, where=where),
+        "logsumexp": jaxsoft.logsumexp(x, where=where),
+        "entropy": jaxsoft.entropy(x, where=where),
+        "kl_divergence": jaxsoft.kl_divergence(x, x[::-1], where=where),
+        "cross_entropy": cross_entropy(x),
+        "gradient": jax.grad(cross_entropy)(x),
     }
-    statistics = ("entropy", "kl_divergence", "cross_entropy")
-    for name, fun in functions.items():
-        right = np.asarray(fun(wide, where=where))
-        kept = np.dtype(np.float32 if name in statistics else narrow.dtype)
-        for call in (fun, jax.jit(fun)):
-            got = np.asarray(call(narrow, where=where))
-            assert got.dtype == kept
-            seen = np.asarray(where) if got.ndim else ...
-            np.testing.assert_array_equal(
-                got.astype(float)[seen], right.astype(kept).astype(float)[seen], err_msg=name
-            )
+
+
+of_masked_jitted = jax.jit(of_masked)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "jit"),
+    [(dtype, True) for dtype in SIGNED_FLOAT8]
+    + [("float8_e4m3fn", False)]
+    + [slow(dtype, False) for dtype in SIGNED_FLOAT8 if dtype != "float8_e4m3fn"],
+)
+def test_8_bits_with_a_mask(unchecked, dtype, jit):  # of some jaxtyping does not know
+    x, where = np.array([1.0, 2.0, 4.0, -0.5]), np.array([True, True, False, True])
+    narrow = jnp.array(x, dtype)
+    found = (of_masked_jitted if jit else of_masked)(narrow, jnp.array(where))
+    rights = of_masked_jitted(np.array(x, np.float32), where)
+    for name, got in found.items():
+        statistic = name in ("entropy", "kl_divergence", "cross_entropy")
+        kept = np.dtype(np.float32 if statistic else narrow.dtype)
+        assert got.dtype == kept
+        seen = where if got.ndim else ...
+        right = np.asarray(rights[name]).astype(kept)
+        np.testing.assert_array_equal(
+            np.asarray(got, float)[seen], right.astype(float)[seen], err_msg=name
+        )
         if name in ("softmax", "gradient"):
             assert got[2] == 0
 
@@ -682,20 +723,22 @@ def test_statistics_of_16_bits_are_float32(dtype):
     x = jnp.linspace(-1, 1, 410).astype(dtype)
     right = Exact(np.asarray(x))
     entropy = -mpmath.fsum(p * log_p for p, log_p in zip(right.p, right.log_p, strict=True))
-    for fun in (jaxsoft.entropy, jax.jit(jaxsoft.entropy)):
-        close(fun(x), entropy, "float32")
-    divergence = ExactDivergence(np.asarray(x), np.asarray(x[::-1])).value
+    y = np.asarray(x)[::-1]
+    divergence = ExactDivergence(np.asarray(x), y).value
+    kl = jaxsoft.kl_divergence
+    both = lambda x, y: [jaxsoft.entropy(x), kl(x, y), kl(y, x)]
     with jax.numpy_dtype_promotion("standard"):
-        for y in (x[::-1], x[::-1].astype("float32")):
-            for fun in (jaxsoft.kl_divergence, jax.jit(jaxsoft.kl_divergence)):
-                close(fun(x, y), divergence, "float32")
-                close(fun(y, x), divergence, "float32")
-        assert jaxsoft.kl_divergence(x, x.astype("float64")).dtype == np.float64
-    assert jaxsoft.entropy(x[:0]).dtype == jaxsoft.kl_divergence(x[:0], x[:0]).dtype == np.float32
-    assert jax.grad(jaxsoft.entropy)(x).dtype == dtype
-    assert jax.jvp(jaxsoft.entropy, (x,), (x,))[1].dtype == np.float32
-    for drop_in in (jaxsoft.softmax, jaxsoft.log_softmax, jaxsoft.logsumexp):
-        assert drop_in(x).dtype == dtype
+        for other in (y, y.astype("float32")):
+            for got in (both(x, other), jax.jit(both)(x, other)):
+                for one, wanted in zip(got, (entropy, divergence, divergence), strict=True):
+                    close(one, wanted, "float32")
+        assert jax.eval_shape(kl, x, y.astype("float64")).dtype == np.float64
+    assert jaxsoft.entropy(x[:0]).dtype == kl(x[:0], x[:0]).dtype == np.float32
+    drop_ins = (jaxsoft.softmax, jaxsoft.log_softmax, jaxsoft.logsumexp)
+    kept = jax.jit(lambda x: [jax.grad(jaxsoft.entropy)(x), *(fun(x) for fun in drop_ins)])(x)
+    assert all(out.dtype == dtype for out in kept)
+    tangent = jax.eval_shape(lambda x: jax.jvp(jaxsoft.entropy, (x,), (x,))[1], x)
+    assert tangent.dtype == np.float32
 
 
 # ------------------------------------------------------------------------- sizes of programs
@@ -829,35 +872,45 @@ def test_no_nan_on_valid_input(off):
 # --------------------------------------------------- cotangents of classes that are out
 
 
+SINKS = (None, 0.5)
+
+
+def pullbacks(x, where, g, temperature):
+    """By softmax and log_softmax, without and with a sink."""
+    return [
+        jax.vjp(lambda x: fun(x, where=where, sink=sink, temperature=temperature), x)[1](g)[0]  # noqa: B023
+        for fun in (jaxsoft.softmax, jaxsoft.log_softmax)
+        for sink in SINKS
+    ]
+
+
 @functools.cache
-def pullback(fun, sink, temperature):
-    options = {"sink": sink, "temperature": temperature}
-    return jax.jit(
-        lambda x, where, g: jax.vjp(lambda x: fun(x, where=where, **options), x)[1](g)[0]
-    )
+def of_rows(temperature):
+    return jax.jit(jax.vmap(functools.partial(pullbacks, temperature=temperature)))
 
 
-@pytest.mark.parametrize("sink", [None, 0.5])
 @pytest.mark.parametrize("n", [3, 40])
-@pytest.mark.parametrize("fun", [jaxsoft.softmax, jaxsoft.log_softmax])
-def test_the_cotangent_of_a_class_that_is_out_has_no_influence(fun, n, sink):
+@pytest.mark.parametrize(
+    ("temperature", "dtype"), [(1.0, "float32"), (0.5, "float64"), (2.0, "bfloat16")]
+)
+def test_the_cotangent_of_a_class_that_is_out_has_no_influence(temperature, dtype, n):
     rng = np.random.default_rng(n)
-    for temperature, dtype in [(1.0, "float32"), (0.5, "float64"), (2.0, "bfloat16")]:
-        pull = pullback(fun, sink, temperature)
-        eager = lambda x, where, g, t=temperature: jax.vjp(
-            lambda x: fun(x, where=where, sink=sink, temperature=t), x
-        )[1](g)[0]
-        x, g = (jnp.array(rng.normal(size=n), dtype) for _ in range(2))
-        where = jnp.ones(n, bool).at[1].set(False)
-        for given, mask in ((x, where), (x.at[1].set(-INF), jnp.ones(n, bool))):
-            wanted = pull(given, mask, g.at[1].set(0))
+    x, g = (rng.normal(size=n).astype(DTYPES[dtype]) for _ in range(2))
+    second = np.arange(n) == 1
+    bad = [0, NAN, INF, -INF, float(jnp.finfo(dtype).max)]
+    for given, mask in ((x, ~second), (np.where(second, x.dtype.type(-INF), x), second | True)):
+        rows = [np.where(second, x.dtype.type(cotangent), g) for cotangent in bad]
+        repeated = (np.stack([row] * len(bad)) for row in (given, mask))
+        jitted = of_rows(temperature)(*repeated, np.stack(rows))
+        for wanted, *others in jitted:
             assert np.all(np.isfinite(np.asarray(wanted, float)))
             assert wanted[1] == 0
-            for bad in (NAN, INF, -INF, float(jnp.finfo(dtype).max)):
-                got = pull(given, mask, g.at[1].set(bad))
+            for got in others:
                 np.testing.assert_array_equal(got, wanted)
-            if n == 3:
-                got = eager(given, mask, g.at[1].set(NAN))
+        if n == 3 and dtype == "float32":
+            for got, (wanted, *_) in zip(
+                pullbacks(given, mask, rows[1], temperature), jitted, strict=True
+            ):
                 close(got, wanted, dtype, size=1)
 
 
@@ -894,18 +947,19 @@ def test_options_with_a_jax_array_of_their_own(unchecked):
     def parameter(value):
         return Parameter(value) if isinstance(value, jax.Array) else value
 
-    for fun, args, options in calls:
+    traced = jax.jit(
+        lambda options: [
+            fun(*args, **{name: Parameter(value) for name, value in of.items()})
+            for (fun, args, _), of in zip(calls, options, strict=True)
+        ]
+    )([options for *_, options in calls])
+    for (fun, args, options), jitted in zip(calls, traced, strict=True):
         wanted = fun(*args, **options)
         wrapped = map(parameter, args), {k: parameter(v) for k, v in options.items()}
         got = fun(*wrapped[0], **wrapped[1])
         np.testing.assert_array_equal(got, wanted, err_msg=fun.__name__)
-        assert np.all(np.isfinite(np.where(wanted == -INF, 0, wanted)))
-        traced = jax.jit(
-            lambda options, fun=fun, args=args: fun(
-                *args, **{name: Parameter(value) for name, value in options.items()}
-            )
-        )
-        np.testing.assert_allclose(traced(options), wanted, rtol=1e-14)
+        assert np.all(np.isfinite(np.where(np.asarray(wanted) == -INF, 0, wanted)))
+        np.testing.assert_allclose(jitted, wanted, rtol=1e-14, err_msg=fun.__name__)
     weights = jaxsoft.softmax_jacobian(Parameter(x), temperature=Parameter(row)).weights
     np.testing.assert_array_equal(weights, jaxsoft.softmax_jacobian(x, temperature=row).weights)
     # Differentiable by the wrapped array.
@@ -915,27 +969,46 @@ def test_options_with_a_jax_array_of_their_own(unchecked):
     )
 
 
+# Temperatures of all rows, and of each row.
+TEMPERATURES = np.array(2.0), np.array([[0.5], [4.0]])
+
+
+def of_temperatures(fun, modes, x, y, ts):
+    """For each temperature the value and the Jacobians; in float32 and wider ∂²/∂t² as well."""
+    return [
+        (
+            fun(x, y, t),
+            [derive(fun, (0, 1, 2))(x, y, t) for derive in modes],
+            [] if t.dtype.itemsize == 2 else jax.hessian(lambda t: fun(x, y, t).sum())(t),
+        )
+        for t in ts
+    ]
+
+
+@functools.cache
+def divided():
+    """In float64, of logits divided by the temperature."""
+    fun = lambda x, y, t: jaxsoft.kl_divergence(x / t, y / t)
+    return jax.jit(lambda *args: of_temperatures(fun, [jax.jacrev], *args))
+
+
 @pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
 def test_kl_divergence_at_a_temperature(dtype):
-    x, y = jnp.array([[1, 2, 0.5], [4, -2, 0]], dtype), jnp.array([[0, 1, 2], [1, 0, 1]], dtype)
+    rows = np.array([[1, 2, 0.5], [4, -2, 0]]), np.array([[0, 1, 2], [1, 0, 1]], float)
+    x, y, *ts = (jnp.array(a, dtype) for a in (*rows, *TEMPERATURES))
     out = "float64" if dtype == "float64" else "float32"
     at = lambda x, y, t: jaxsoft.kl_divergence(x, y, temperature=t)
-
-    def divided(*args):
-        x, y, t = (arg.astype(out) for arg in args)
-        return jaxsoft.kl_divergence(x / t, y / t)
-
-    for t in (jnp.asarray(2.0, dtype), jnp.array([[0.5], [4.0]], dtype)):
-        for fun in (at, jax.jit(at)):
-            close(fun(x, y, t), divided(x, y, t), out, size=1)
-        for derive in MODES.values():
-            got = jax.jit(derive(at, (0, 1, 2)))(x, y, t)
-            for one, other in zip(got, derive(divided, (0, 1, 2))(x, y, t), strict=True):
+    found = jax.jit(lambda *args: of_temperatures(at, MODES.values(), *args))(x, y, ts)
+    rights = divided()(*rows, TEMPERATURES)
+    for t, (value, jacobians, hessian), right in zip(ts, found, rights, strict=True):
+        for got in (value, at(x, y, t)):
+            close(got, right[0], out, size=1)
+        for by in jacobians:
+            for one, other in zip(by, right[1][0], strict=True):
                 close(one, other, one.dtype.name, 16, size=2)
-    if dtype in WIDE:
-        hessian = jax.jit(jax.hessian(lambda t: at(x, y, t).sum()))(t)
-        close(hessian, jax.hessian(lambda t: divided(x, y, t).sum())(t), out, 64, size=4)
-    np.testing.assert_array_equal(at(x, y, 2.0), at(x, y, jnp.asarray(2.0, dtype)))
+        if dtype in WIDE:
+            close(hessian, right[2], out, 64, size=4)
+    np.testing.assert_array_equal(at(x, y, 2.0), at(x, y, ts[0]))
 
 
 def test_shapes_broadcast_as_in_jax():
@@ -946,14 +1019,28 @@ def test_shapes_broadcast_as_in_jax():
         np.array([True, True, False, True]),
     )
     full, mask = np.broadcast_to(y, x.shape), np.broadcast_to(where, x.shape)
-    for fun in (jaxsoft.kl_divergence, jax.jit(jaxsoft.kl_divergence)):
-        np.testing.assert_array_equal(fun(x, y), fun(x, full))
-        np.testing.assert_array_equal(fun(y, x), fun(full, x))
-        np.testing.assert_array_equal(fun(x, y, where=where), fun(x, full, where=mask))
-    both = fun(x[:, :1], x[:1])
-    np.testing.assert_array_equal(both, fun(*np.broadcast_arrays(x[:, :1], x[:1])))
-    by = jax.grad(lambda y: jaxsoft.kl_divergence(x, y).sum())(y)
-    whole = jax.grad(lambda y: jaxsoft.kl_divergence(x, y).sum())(jnp.array(full))
+    target, column = np.exp(y) / np.exp(y).sum(), np.array([[0.25], [0.5], [1.0]])
+    kl, cross_entropy = jaxsoft.kl_divergence, jaxsoft.cross_entropy
+
+    def pairs():
+        """What is equal if the shapes are broadcast."""
+        return [
+            (kl(x, y), kl(x, full)),
+            (kl(y, x), kl(full, x)),
+            (kl(x, y, where=where), kl(x, full, where=mask)),
+            (kl(x[:, :1], x[:1]), kl(*np.broadcast_arrays(x[:, :1], x[:1]))),
+            *(
+                (cross_entropy(x, of), cross_entropy(x, np.broadcast_to(of, shape)))
+                for of, shape in ((target, x.shape), (column, (3, 4)))
+            ),
+        ]
+
+    for got in (pairs(), jax.jit(pairs)()):
+        for one, other in got:
+            np.testing.assert_array_equal(one, other)
+    by, whole = jax.jit(jax.grad(lambda y, full: kl(x, y).sum() + kl(x, full).sum(), (0, 1)))(
+        y, full
+    )
     np.testing.assert_allclose(by, whole.sum((0, 1)), rtol=1e-13, atol=1e-14)
     # A mask of more rows than the logits gives a result for each of them.
     rows = np.stack([mask[0, 0], ~mask[0, 0]])
@@ -970,10 +1057,6 @@ def test_shapes_broadcast_as_in_jax():
         np.testing.assert_allclose(got, np.where(np.isnan(wanted), -INF, wanted), rtol=1e-14)
     entropies = jaxsoft.entropy(y, where=rows)
     np.testing.assert_array_equal(entropies[1], 0)
-    target = jaxsoft.softmax(y)
-    for fun in (jaxsoft.cross_entropy, jax.jit(jaxsoft.cross_entropy)):
-        np.testing.assert_array_equal(fun(x, target), fun(x, jnp.broadcast_to(target, x.shape)))
-        column = np.array([[0.25], [0.5], [1.0]])
-        np.testing.assert_array_equal(fun(x, column), fun(x, np.broadcast_to(column, x.shape)))
-    by = jax.grad(lambda q: jaxsoft.cross_entropy(x, q).sum())(target)
-    np.testing.assert_allclose(by, -jaxsoft.log_softmax(x).sum((0, 1)), rtol=1e-13)
+    by = jax.grad(lambda q: cross_entropy(x, q).sum())(target)
+    log_p = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    np.testing.assert_allclose(by, -log_p.sum((0, 1)), rtol=1e-13)

@@ -10,17 +10,21 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxsoft
+from tests.cases import OF_LOGITS, arrays, case
 from tests.devices import collectives, mesh_of
 
-RNG = np.random.default_rng(0)
 N, ROWS, D = 16, 3, 4
-X, Y = RNG.normal(size=(2, ROWS, N))
-OF_ROWS = 0.5 + RNG.uniform(size=(ROWS, 1))
-LABELS = np.array([0, -7, 13])
-MASK = np.arange(N) < N - 3  # of eight devices the last has no class, and the one before has one
-OF_CLASSES = RNG.uniform(size=N)
-LAYER = RNG.normal(size=(D, N))
-TOKENS = RNG.normal(size=(ROWS, D))
+RNG = np.random.default_rng(0)
+GIVEN = arrays(ROWS, N) | {
+    # Of eight devices the last has no class, and the one before has one.
+    "where": np.arange(N) < N - 3,
+    "labels": np.array([0, -7, 12]),
+    "tokens": RNG.normal(size=(ROWS, D)),
+    "w": RNG.normal(size=(D, N)),
+    "bias": RNG.normal(size=N),
+    "weights": RNG.uniform(0.5, 1.5, size=ROWS),
+}
+X, MASK, TOKENS, LAYER = (GIVEN[name] for name in ("x", "where", "tokens", "w"))
 VERSION = tuple(map(int, jax.__version__.split(".")[:2]))
 ALONG, OPTIONS = P(None, "v"), {"label_smoothing": 0.1, "z_loss": 0.2}
 
@@ -31,39 +35,10 @@ def since(major, minor):
     return pytest.mark.skipif(older, reason=f"an error in shard_map of jax before {major}.{minor}")
 
 
-def smooth(x, labels, where, class_weights, temperature, **axis_name):
-    return jaxsoft.cross_entropy(
-        x,
-        labels,
-        where=where,
-        class_weights=class_weights,
-        temperature=temperature,
-        ignore_index=-7,
-        softcap=5.0,
-        **OPTIONS,
-        **axis_name,
-    )
-
-
-def linear(reduction, chunks):
-    def loss(x, w, bias, temperature, weights, class_weights, labels, **axis_name):
-        return jaxsoft.linear_cross_entropy(
-            x,
-            w,
-            labels,
-            bias=bias,
-            temperature=temperature,
-            weights=weights,
-            class_weights=class_weights,
-            ignore_index=-7,
-            softcap=5.0,
-            reduction=reduction,
-            **OPTIONS,
-            **chunks,
-            **axis_name,
-        )
-
-    return loss
+def linear(reduction, **chunks):
+    names = "tokens w labels bias temperature weights class_weights"
+    options = OPTIONS | chunks | {"ignore_index": -7, "softcap": 5.0, "reduction": reduction}
+    return case(jaxsoft.linear_cross_entropy, None, names, **options)
 
 
 def sums_of_jacobian(x, v, **axis_name):
@@ -75,105 +50,87 @@ def product(x, v, temperature, sink, **axis_name):
     return jaxsoft.softmax_jacobian(x, temperature=temperature, sink=sink, **axis_name).mv(v)
 
 
-# A function of arrays and axis_name; how each array is divided; how the result is; the arrays, of
-# which those of floats are differentiated.
-OF_LAYER = (P(), ALONG, P("v"), P(), P(), P("v"), P())
-LAYERS = (TOKENS, LAYER, np.cos(OF_CLASSES), OF_ROWS, OF_ROWS[:, 0], OF_CLASSES, LABELS)
-FUNCTIONS = {
-    "softmax": (
-        lambda x, where, temperature, sink, **kw: jaxsoft.softmax(
-            x, where=where, temperature=temperature, sink=sink, **kw
-        ),
-        (ALONG, P("v"), P(), P()),
-        ALONG,
-        (X, MASK, OF_ROWS, -OF_ROWS),
-    ),
-    "log_softmax": (
-        lambda x, temperature, sink, **kw: jaxsoft.log_softmax(
-            x, temperature=temperature, sink=sink, **kw
-        ),
-        (ALONG, P(), P()),
-        ALONG,
-        (X, OF_ROWS, -OF_ROWS),
-    ),
-    "logsumexp": (
-        lambda x, b, where, **kw: jaxsoft.logsumexp(x, -1, b, where=where, return_sign=True, **kw)[
-            0
-        ],
-        (ALONG, ALONG, P("v")),
-        P(),
-        (X, Y, MASK),
-    ),
-    "entropy": (
-        lambda x, where, temperature, **kw: jaxsoft.entropy(
-            x, where=where, temperature=temperature, **kw
-        ),
-        (ALONG, P("v"), P()),
-        P(),
-        (X, MASK, OF_ROWS),
-    ),
-    "kl_divergence": (
-        lambda x, y, where, **kw: jaxsoft.kl_divergence(x, y, where=where, **kw),
-        (ALONG, ALONG, P("v")),
-        P(),
-        (X, Y, MASK),
-    ),
-    "cross_entropy": (
-        smooth,
-        (ALONG, P(), P("v"), P("v"), P()),
-        P(),
-        (X, LABELS, MASK, OF_CLASSES, OF_ROWS),
-    ),
-    "cross_entropy of targets": (
-        lambda x, targets, **kw: jaxsoft.cross_entropy(x, targets, **OPTIONS, **kw),
-        (ALONG, ALONG),
-        P(),
-        (X, np.abs(Y)),
-    ),
-    "mean": (linear("mean", {}), OF_LAYER, P(), LAYERS),
-    "sum": (linear("sum", {"token_chunk": 2, "vocab_chunk": 1}), OF_LAYER, P(), LAYERS),
-    "none": (linear("none", {"token_chunk": 2}), OF_LAYER, P(), LAYERS),
-    "sums of the Jacobian": (sums_of_jacobian, (ALONG, ALONG), P(), (X, Y)),
-    "its product": (product, (ALONG, ALONG, P(), P()), ALONG, (X, Y, OF_ROWS, -OF_ROWS)),
+FUNCTIONS = OF_LOGITS | {
+    "mean": linear("mean"),
+    "sum": linear("sum", token_chunk=2, vocab_chunk=1),
+    "none": linear("none", token_chunk=2),
+    "sums of the Jacobian": case(sums_of_jacobian, None, "x v"),
+    "its product": case(product, None, "x v temperature sink"),
 }
+# What is not left to the slow tests: each function once, with its options; fewer of them twice, of
+# which the linear loss follows below, and within.
+OFTEN = [name for name in FUNCTIONS if name.endswith("options")]
+OFTEN += ["cross_entropy, targets", "mean", "sums of the Jacobian", "its product"]
+TWICE = ["softmax, options", "cross_entropy, targets"]
+WITHIN = ["softmax, options", "cross_entropy, options", "mean", "sum", "its product"]
 
 
-def is_float(array):
-    return jnp.issubdtype(array.dtype, jnp.floating)
+def often(names, *marks):
+    """All functions, of which the others are left to the slow tests; with marks for `none`."""
+    of = lambda n: [] if n in names else [pytest.mark.slow]
+    params = [pytest.param(n, marks=[*of(n), *(marks if n == "none" else ())]) for n in FUNCTIONS]
+    return pytest.mark.parametrize("name", params)
 
 
-def of_floats(fun, arrays):
-    """The function of those arrays that are floats, the others as they are, and those."""
+def arguments(name):
+    """What a function is given: arrays of floats, by which it is differentiated, and others."""
+    given = FUNCTIONS[name].chosen(GIVEN)
+    if name == "cross_entropy":  # to ignore labels is an option
+        given["labels"] = abs(given["labels"])
+    floats = {name: a for name, a in given.items() if a.dtype == float}
+    return floats, {name: a for name, a in given.items() if name not in floats}
 
-    def of_these(*floats):
-        given = iter(floats)
-        return fun(*(next(given) if is_float(a) else a for a in arrays))
 
-    return of_these, tuple(a for a in arrays if is_float(a))
+def specs_of(given):
+    """Classes are divided, and nothing else is."""
+    spec = lambda a: P(*("v" if size == N else None for size in a.shape))
+    return {name: spec(a) for name, a in given.items()}
+
+
+def of_classes(name, mesh=None):
+    """A function of floats and other arrays; divided among the devices of a mesh."""
+    fun = lambda floats, others, **axis_name: FUNCTIONS[name].fun(floats | others, **axis_name)
+    if mesh is None:
+        return fun
+    given = arguments(name)
+    out = P(*("v" if size == N else None for size in jax.eval_shape(fun, *given).shape))
+    return divided(fun, mesh, tuple(map(specs_of, given)), out)
+
+
+def cotangent(out):
+    """Not constant; finite where a class has no logarithm."""
+    return jnp.cos(jnp.maximum(out, -99.0))
 
 
 def pulled_back(fun):
-    """The gradients by all arguments that are floats, for a cotangent that is not constant."""
+    """The gradients by all arguments that are floats."""
 
-    def gradients(*args):
-        of_these, floats = of_floats(fun, args)
-        out, pullback = jax.vjp(of_these, *floats)
-        return pullback(jnp.cos(out))
+    def gradients(floats, *others):
+        out, pullback = jax.vjp(lambda floats: fun(floats, *others), floats)
+        return pullback(cotangent(out))[0]
 
     return gradients
 
 
 def in_every_mode(fun):
-    """Value, forward, reverse, forward over reverse and reverse over reverse."""
+    """Value, forward, reverse."""
 
-    def modes(*args):
-        of_these, floats = of_floats(fun, args)
-        tangents = tuple(jnp.sin(a) for a in floats)
-        out, pushed = jax.jvp(of_these, floats, tangents)
-        gradients = lambda *floats: jax.vjp(of_these, *floats)[1](jnp.cos(of_these(*floats)))
-        pulled, second = jax.jvp(gradients, floats, tangents)
-        squares = lambda *floats: sum(jnp.sum(g**2) for g in gradients(*floats))
-        return out, pushed, pulled, second, jax.grad(squares, range(len(floats)))(*floats)
+    def modes(floats, *others):
+        of_floats = lambda floats: fun(floats, *others)
+        out, pushed = jax.jvp(of_floats, (floats,), (jax.tree.map(jnp.sin, floats),))
+        return out, pushed, pulled_back(fun)(floats, *others)
+
+    return modes
+
+
+def twice(fun):
+    """Forward over reverse, and reverse over reverse."""
+
+    def modes(floats, *others):
+        gradients = lambda floats: pulled_back(fun)(floats, *others)
+        squares = lambda floats: sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients(floats)))
+        pushed = jax.jvp(gradients, (floats,), (jax.tree.map(jnp.sin, floats),))[1]
+        return pushed, jax.grad(squares)(floats)
 
     return modes
 
@@ -186,59 +143,80 @@ def divided(fun, mesh, specs, out, axis_name="v"):
 
 def assert_close(found, wanted, tolerance=1e-11):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert not np.any(np.isnan(b))
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @functools.cache
 def of_all_classes(name):
-    fun, _, _, args = FUNCTIONS[name]
-    return jax.jit(in_every_mode(fun))(*args)
+    return jax.jit(in_every_mode(of_classes(name)))(*arguments(name))
+
+
+@often(OFTEN)
+def test_differentiated_around_shard_map(name):
+    modes = in_every_mode(of_classes(name, mesh_of(v=8)))
+    assert_close(jax.jit(modes)(*arguments(name)), of_all_classes(name))
 
 
 @since(0, 7)  # reverse over reverse
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_differentiated_around_shard_map(name):
-    fun, specs, out, args = FUNCTIONS[name]
-    modes = in_every_mode(divided(fun, mesh_of(v=8), specs, out))
-    assert_close(jax.jit(modes)(*args), of_all_classes(name))
+@often(TWICE)
+def test_differentiated_twice_around_shard_map(name):
+    args = arguments(name)
+    wanted = jax.jit(twice(of_classes(name)))(*args)
+    assert_close(jax.jit(twice(of_classes(name, mesh_of(v=8))))(*args), wanted)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(f, marks=since(0, 7)) if f == "none" else f for f in FUNCTIONS]
-)
+@often(WITHIN, since(0, 7))
 def test_differentiated_within_shard_map(name):
-    fun, specs, out, args = FUNCTIONS[name]
-    of_floats = tuple(spec for spec, a in zip(specs, args, strict=True) if is_float(a))
+    fun, args = of_classes(name), arguments(name)
 
     def local(*args, axis_name):
         of_part = functools.partial(fun, axis_name=axis_name)
         return of_part(*args), pulled_back(of_part)(*args)
 
-    found = jax.jit(divided(local, mesh_of(v=2), specs, (out, of_floats)))(*args)
-    value, _, gradients, *_ = of_all_classes(name)
+    value, _, gradients = of_all_classes(name)
+    specs = tuple(map(specs_of, args))
+    out = P(*("v" if size == N else None for size in value.shape)), specs[0]
+    found = jax.jit(divided(local, mesh_of(v=2), specs, out))(*args)
     assert_close(found, (value, gradients))
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev, jax.hessian])
-def test_whole_jacobians(derivative, devices):
-    fun, specs, out, args = FUNCTIONS["cross_entropy"]
-    sharded = divided(fun, mesh_of(v=devices), specs, out)
-    assert_close(jax.jit(derivative(sharded))(*args), jax.jit(derivative(fun))(*args))
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+def test_whole_jacobians(devices):
+    name, derivatives = "cross_entropy, options", (jax.jacfwd, jax.jacrev, jax.hessian)
+    floats, others = arguments(name)
+
+    def every(fun):
+        of_logits = lambda x: fun(floats | {"x": x}, others)
+        return jax.jit(lambda x: [of(of_logits)(x) for of in derivatives])(X)
+
+    assert_close(every(of_classes(name, mesh_of(v=devices))), every(of_classes(name)))
 
 
 @since(0, 8)
 def test_tokens_and_classes_divided_and_two_axes_for_the_classes():
-    tokens, labels = RNG.normal(size=(8, D)), RNG.integers(0, N, 8)
-    fun = lambda x, w, labels, **kw: jaxsoft.linear_cross_entropy(x, w, labels, **OPTIONS, **kw)
+    floats = {"tokens": RNG.normal(size=(8, D)), "w": LAYER}
+    labels = RNG.integers(0, N, 8)
+    fun = lambda x, labels, **kw: jaxsoft.linear_cross_entropy(
+        x["tokens"], x["w"], labels, **OPTIONS, **kw
+    )
 
-    def mean(x, w, labels, axis_name):
-        return jax.lax.pmean(fun(x, w, labels, axis_name=axis_name), "data")
+    def mean(x, labels, axis_name):
+        return jax.lax.pmean(fun(x, labels, axis_name=axis_name), "data")
 
-    wanted = jax.jit(in_every_mode(fun))(tokens, LAYER, labels)
-    specs = P("data", None), P(None, ("a", "b")), P("data")
+    specs = {"tokens": P("data", None), "w": P(None, ("a", "b"))}, P("data")
     sharded = divided(mean, mesh_of(data=2, a=2, b=2), specs, P(), ("a", "b"))
-    assert_close(jax.jit(in_every_mode(sharded))(tokens, LAYER, labels), wanted)
+    both = lambda fun: jax.jit(lambda *args: (in_every_mode(fun)(*args), twice(fun)(*args)))
+    assert_close(both(sharded)(floats, labels), both(fun)(floats, labels))
+
+
+WITH_GRADIENT = jax.jit(jax.value_and_grad(jaxsoft.cross_entropy))
+
+
+@functools.cache
+def sharded_with_gradient():
+    sharded = divided(jaxsoft.cross_entropy, mesh_of(v=8), (P("v"), P()), P())
+    return jax.jit(jax.value_and_grad(sharded))
 
 
 @pytest.mark.parametrize("gap", [20, 60])
@@ -246,10 +224,9 @@ def test_tokens_and_classes_divided_and_two_axes_for_the_classes():
 def test_confident_rows_keep_their_digits_wherever_the_label_is(top, gap):
     x = np.linspace(-1, 1, N)
     x[top] = gap
-    wanted = jax.jit(jax.value_and_grad(jaxsoft.cross_entropy))(x, top)
+    wanted = WITH_GRADIENT(x, top)
     narrow = x.astype(np.float32)
-    sharded = divided(jaxsoft.cross_entropy, mesh_of(v=8), (P("v"), P()), P())
-    loss, gradient = jax.jit(jax.value_and_grad(sharded))(narrow, top)
+    loss, gradient = sharded_with_gradient()(narrow, top)
     # The logits beside the top are rounded by up to eps/2.
     eps, own = float(jnp.finfo(jnp.float32).eps), 1 + (gap + 1) / 2
     assert loss.dtype == np.float32
@@ -265,6 +242,15 @@ def test_labels_outside_are_nan_on_every_device_and_only_there():
     assert np.array_equal(np.isnan(pullback(np.ones(ROWS))[0]).all(1), [True, False, True])
     for device in loss.addressable_shards:
         np.testing.assert_array_equal(device.data, loss)
+
+
+def test_a_masked_label_costs_infinity_among_devices():
+    fun = lambda x, where, axis_name: jaxsoft.cross_entropy(
+        x, np.array([0, 12, 13]), where=where, axis_name=axis_name
+    )
+    loss = jax.jit(divided(fun, mesh_of(v=8), (ALONG, P("v")), P()))(X, MASK)
+    np.testing.assert_array_equal(np.isposinf(loss), [False, False, True])
+    assert not np.any(np.isnan(loss))
 
 
 @pytest.mark.parametrize("fun", [jaxsoft.cross_entropy, jaxsoft.linear_cross_entropy])

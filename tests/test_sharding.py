@@ -1,5 +1,6 @@
 """Arrays that `jax.jit` divides among devices, along automatic and explicit axes of a mesh."""
 
+import functools
 import math
 
 import jax
@@ -21,7 +22,6 @@ explicit_axes = pytest.mark.skipif(
     not hasattr(jax.sharding, "auto_axes"), reason="jax before 0.7 has no explicit axes"
 )
 set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
-KINDS = [AxisType.Auto, pytest.param(AxisType.Explicit, marks=explicit_axes)]
 
 FUNCTIONS = {
     "softmax": lambda x: jaxsoft.softmax(x, where=x > -1, temperature=SCALE, sink=0.5),
@@ -62,8 +62,23 @@ def assert_close(found, wanted):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@functools.cache
+def on_one_device(name):
+    return jax.jit(in_every_mode(FUNCTIONS[name]))(X)
+
+
+# Along automatic axes those of each kind: of rows, of classes, of labels, an operator.
+AUTOMATIC = ("softmax", "logsumexp", "cross_entropy", "jacobian")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(name, AxisType.Explicit, marks=explicit_axes) for name in FUNCTIONS]
+    + [
+        pytest.param(name, AxisType.Auto, marks=[] if name in AUTOMATIC else [pytest.mark.slow])
+        for name in FUNCTIONS
+    ],
+)
 def test_only_what_belongs_to_rows_is_sent(name, kind):
     fun = in_every_mode(FUNCTIONS[name])
     mesh = mesh_of(kind, rows=2, classes=4)
@@ -73,7 +88,7 @@ def test_only_what_belongs_to_rows_is_sent(name, kind):
     assert sent
     assert max(math.prod(shape) for _, shape in sent) <= 4 * ROWS
     found = program(x)
-    assert_close(found, jax.jit(fun)(X))
+    assert_close(found, on_one_device(name))
     if kind == AxisType.Explicit:
         assert jax.typeof(found[1]).sharding == jax.typeof(x).sharding
 
@@ -90,15 +105,15 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_neither_logits_nor_weight_are_gathered(name, reduction, kind):
-    of_x, of_w, wanted = LAYERS[name]
-    x, w = RNG.normal(size=(TOKENS, FEATURES)), RNG.normal(size=(FEATURES, CLASSES))
-    labels = RNG.integers(0, CLASSES, TOKENS)
+TOKENS_AND_WEIGHT = RNG.normal(size=(TOKENS, FEATURES)), RNG.normal(size=(FEATURES, CLASSES))
+OF_TOKENS = RNG.integers(0, CLASSES, TOKENS)
 
-    def gradients(x, w, labels):
+
+@functools.cache
+def gradients(reduction):
+    """The loss and its gradients, as a function and on one device."""
+
+    def of_arrays(x, w, labels):
         def loss(x, w):
             return jaxsoft.linear_cross_entropy(
                 x, w, labels, label_smoothing=0.1, reduction=reduction, token_chunk=CHUNK
@@ -107,14 +122,31 @@ def test_neither_logits_nor_weight_are_gathered(name, reduction, kind):
         out, pullback = jax.vjp(loss, x, w)
         return out, pullback(jnp.cos(out))
 
+    return of_arrays, jax.jit(of_arrays)(*TOKENS_AND_WEIGHT, OF_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "kind"),
+    [
+        ("mean", AxisType.Auto),
+        pytest.param("none", AxisType.Explicit, marks=explicit_axes),
+        pytest.param("none", AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param("mean", AxisType.Explicit, marks=[explicit_axes, pytest.mark.slow]),
+    ],
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_neither_logits_nor_weight_are_gathered(name, reduction, kind):
+    of_x, of_w, wanted = LAYERS[name]
+    fun, on_one_device = gradients(reduction)
     mesh = mesh_of(kind, a=2, b=4)
-    args = placed(mesh, x, *of_x), placed(mesh, w, *of_w), placed(mesh, labels, of_x[0])
-    program = compiled(gradients, mesh, *args)
+    x, w = TOKENS_AND_WEIGHT
+    args = placed(mesh, x, *of_x), placed(mesh, w, *of_w), placed(mesh, OF_TOKENS, of_x[0])
+    program = compiled(fun, mesh, *args)
     sent = collectives(program.as_text())
     large = [(op, math.prod(shape)) for op, shape in sent if math.prod(shape) > 2 * CHUNK]
     assert {size for _, size in large} == wanted
     assert {op for op, _ in large} == {"all-reduce"}
-    assert_close(program(*args), jax.jit(gradients)(x, w, labels))
+    assert_close(program(*args), on_one_device)
 
 
 def of_temperature(x, labels):
@@ -143,15 +175,26 @@ TRANSFORMED = {
 }
 
 
+# Each operation of these is a program of its own where they are not compiled as a whole.
+LONG = ("hessian", "reverse over reverse")
+
+
 @explicit_axes
-@pytest.mark.parametrize("name", TRANSFORMED)
-def test_transformations_along_explicit_axes(name):
-    fun = TRANSFORMED[name]
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    [(name, True) for name in LONG]
+    + [
+        pytest.param(name, False, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in TRANSFORMED
+    ],
+)
+def test_transformations_along_explicit_axes(name, jit):
+    fun = jax.jit(TRANSFORMED[name]) if jit else TRANSFORMED[name]
     mesh = mesh_of(AxisType.Explicit, rows=2, classes=4)
     args = placed(mesh, X, "rows", "classes"), placed(mesh, LABELS, "rows")
     with set_mesh(mesh):
         found = fun(*args)
-    assert_close(found, fun(X, LABELS))
+    assert_close(found, jax.jit(fun)(X, LABELS))
 
 
 # By default there are some more chunks than needed, such that tokens and devices divide.

@@ -45,8 +45,8 @@ def jacobian_heatmap(
 
     Raises:
         TypeError: `jacobian` is complex or not an array.
-        ValueError: `jacobian` is not square or has batch axes, or holds NaN; the number of names is
-            wrong; `limit` is not positive.
+        ValueError: `jacobian` is not square or has batch axes, or holds inf or NaN; the number of
+            names is wrong; `limit` is not positive.
 
     Example:
         >>> import jax.numpy as jnp

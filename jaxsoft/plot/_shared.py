@@ -17,10 +17,10 @@ INK = "0.25"
 
 
 def numbers(function: str, argument: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Returns real numbers in float64, or raises `TypeError`, or `ValueError` for NaN."""
+    """Returns finite numbers in float64, or raises `TypeError` or `ValueError`."""
     given = np.asarray(validation.floating(function, argument, value), np.float64)
-    if np.isnan(given).any():
-        raise ValueError(f"{function}: {argument} must be numbers, got NaN")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{function}: {argument} must be finite, got inf or NaN")
     return given
 
 
