@@ -50,7 +50,7 @@ test-newest: $(NEWEST_VENV)/.installed ## run the unit tests with the newest jax
 	$(NEWEST_VENV)/bin/python $(UNIT_TESTS) $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## run 100,000 random cases
-	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
+	$(BIN)/python -m pytest tests/functions/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
 lint: $(VENV)/.installed-lint ## check style, formatting and types
 	$(BIN)/ruff check .

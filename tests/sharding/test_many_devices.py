@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "many_devices.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "many_devices.py"
 STEPS = 8  # a state is saved after half of them
 
 pytestmark = pytest.mark.example

@@ -191,7 +191,7 @@ def test_hint_without_what_the_benchmarks_need():
     program = "import sys, runpy; sys.modules['mpmath'] = None; runpy.run_module('benchmarks')"
     ran = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

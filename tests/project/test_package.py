@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 import jaxsoft
 
 PACKAGE = Path(jaxsoft.__file__).parent
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # The packages that jaxsoft needs; numpy comes with jax.
 REQUIRED = {"jax", "jaxtyping", "numpy"}
@@ -414,7 +414,7 @@ def tracked():
 def test_source_distribution_has_what_its_tests_need():
     assert [part for part in INCLUDED if not (ROOT / part).exists()] == []
     assert included("conftest.py")
-    assert included("tests/test_package.py")
+    assert included("tests/project/test_package.py")
     assert not included("dist/conftest.py")
     assert [path for path in tracked() if not included(path)] == []
 
