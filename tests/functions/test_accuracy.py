@@ -21,9 +21,9 @@ LENGTHS = {dtype: sorted({row.size for row in table.values()}) for dtype, table 
 # The lengths of every run; the other programs are like those of float32.
 OFTEN = {
     "float32": LENGTHS["float32"],
-    "float64": [1, 3, 5, 10, 50, 1000, 5000],
-    "bfloat16": [3, 10, 1000, 5000],
-    "float16": [3, 10],
+    "float64": [3, 50, 1000],
+    "bfloat16": [10, 5000],
+    "float16": [3],
 }
 
 
@@ -204,7 +204,7 @@ def test_an_odd_number_of_short_rows(dtype):
     statistics_within_the_contract([exact_row(dtype, "random n=10")], 4097, dtype)
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_hundred_thousand_classes(dtype):
     rng = np.random.default_rng(4)  # of so many values the exact exponentials are soon made
     row = rng.choice(2 * rng.normal(size=2000), 100_000).astype(dtype)

@@ -135,7 +135,15 @@ def test_taylor_coefficients(name):
         np.testing.assert_allclose(by_jet, exact, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["softmax", "cross_entropy", "entropy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax",
+        "cross_entropy",
+        "entropy",
+        pytest.param("entropy, options", marks=pytest.mark.slow),
+    ],
+)
 def test_order_two_within_a_scan(name):
     # `jacfwd(jacrev)` of a loop is where a bare `custom_vjp` would come to light.
     def looped(fun, x):

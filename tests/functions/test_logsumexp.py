@@ -194,7 +194,7 @@ def test_the_sign_of_infinity_is_one(b):
         np.testing.assert_array_equal(sign, [1, 1, 1, 0])
 
 
-@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("off", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_nan_within(off):
     x = jnp.array([[INF, 0.0, 1.0], [-INF, -INF, -INF], [1.0, 2.0, 0.5]])
     mask, b = jnp.array([[True, True, False]] * 3), jnp.array([[1.0, -0.1, 0.0]] * 3)

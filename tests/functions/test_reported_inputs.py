@@ -335,7 +335,7 @@ def at_temperature():
     return jax.jit(lambda t, x: {name: program(t, x) for name, program in programs.items()})
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", SECOND_SLOW)
 def test_the_least_temperature(dtype):
     x = jnp.array(LOGITS, dtype)
     softmax = lambda x, t: jaxsoft.softmax(x, temperature=t)
@@ -671,7 +671,7 @@ def test_8_bits_with_a_mask(unchecked, dtype, jit):  # of some jaxtyping does no
             assert got[2] == 0
 
 
-@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("dtype", SECOND_SLOW)
 @pytest.mark.parametrize("fused", [False, True])
 def test_caps_of_any_size(dtype, fused):
     x = jnp.array([1, 2, 3], dtype)
@@ -992,7 +992,7 @@ def divided():
     return jax.jit(lambda *args: of_temperatures(fun, [jax.jacrev], *args))
 
 
-@pytest.mark.parametrize("dtype", [*WIDE, "bfloat16"])
+@pytest.mark.parametrize("dtype", [*SECOND_SLOW, slow("bfloat16")])
 def test_kl_divergence_at_a_temperature(dtype):
     rows = np.array([[1, 2, 0.5], [4, -2, 0]]), np.array([[0, 1, 2], [1, 0, 1]], float)
     x, y, *ts = (jnp.array(a, dtype) for a in (*rows, *TEMPERATURES))

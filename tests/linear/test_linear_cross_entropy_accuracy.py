@@ -37,7 +37,7 @@ def confident_rows():
     [
         ("none", None, None, None),
         pytest.param("sum", None, None, None, marks=pytest.mark.slow),
-        ("none", None, 4, None),
+        pytest.param("none", None, 4, None, marks=pytest.mark.slow),
         ("sum", 3, 4, None),
         ("none", 3, None, 0.7),
         pytest.param("sum", None, 4, 0.7, marks=pytest.mark.slow),
@@ -86,7 +86,7 @@ def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
     ("dtype", "reduction", "vocab_chunk"),
     [
         ("bfloat16", "mean", 100),
-        ("bfloat16", "none", None),
+        pytest.param("bfloat16", "none", None, marks=pytest.mark.slow),
         ("float16", "mean", 100),
         pytest.param("float16", "none", None, marks=pytest.mark.slow),
     ],

@@ -31,7 +31,10 @@ def plain(x, w, bias, reduction="mean"):
 SOME_MODES = ["vjp(scan)", "jacfwd(jacrev)", "jacrev(jacrev)"]
 
 
-@pytest.mark.parametrize(("reduction", "modes"), [("mean", MODES), ("none", SOME_MODES)])
+@pytest.mark.parametrize(
+    ("reduction", "modes"),
+    [("mean", MODES), pytest.param("none", SOME_MODES, marks=pytest.mark.slow)],
+)
 def test_every_mode(reduction, modes):
     assert_derivatives(
         functools.partial(fused, reduction=reduction),
@@ -72,7 +75,8 @@ def test_one_program_for_all_values_of_the_options(caplog):
 
 
 @pytest.mark.parametrize(
-    ("token_chunk", "vocab_chunk", "kept"), [(None, None, None), (1, 9, None), (2, None, 2)]
+    ("token_chunk", "vocab_chunk", "kept"),
+    [(None, None, None), pytest.param(1, 9, None, marks=pytest.mark.slow), (2, None, 2)],
 )
 def test_a_hessian_vector_product(token_chunk, vocab_chunk, kept, monkeypatch):
     if kept is not None:  # several chunks of classes, whose logits are kept, as of a large layer

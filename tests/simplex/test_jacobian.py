@@ -558,7 +558,7 @@ def each_at(x, v, sink=None):
     return {name: DIFFERENTIABLE[name](jacobian, v) for name in names}
 
 
-@pytest.mark.parametrize("sink", [None, 0.3])
+@pytest.mark.parametrize("sink", [pytest.param(None, marks=pytest.mark.slow), 0.3])
 def test_derivatives_by_the_logits(sink):
     x, v = np.array([0.3, 1.4, -0.2, 0.8]), vectors(4, 1)[0]
     f, step = lambda x: each_at(x, v, sink), 1e-5
@@ -992,9 +992,14 @@ def gradients_agree(gradient, rows, sinks=None):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.max(np.abs(other)))
 
 
+# The methods of every run; the others divide by the same sums.
+OFTEN = ("mv", "norm fro", "eigh_max", "slogdet", "solve", "sqrt_mv")
+SOME_OFTEN = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in OF_A_ROW]
+
+
 @pytest.mark.optimised
 # What a derivative divides by, a sum of weights of 1e-35 or of 1e25, has no square in float32.
-@pytest.mark.parametrize("name", OF_A_ROW)
+@pytest.mark.parametrize("name", SOME_OFTEN)
 def test_gradients_of_a_saturated_row_in_float32(name):
     of = lambda x, sink: jaxsoft.softmax_jacobian(x, sink=sink)
     row = [80.0, 0.0, -0.5, 0.25, -1.25]
@@ -1020,7 +1025,7 @@ def test_changes_of_a_solution_by_weights_of_any_size(scale):
     np.testing.assert_allclose(change(jnp.float32), change(jnp.float64), rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in OF_A_ROW if name != "solve"])
+@pytest.mark.parametrize("name", [name for name in SOME_OFTEN if name.values != ("solve",)])
 def test_gradients_by_weights_of_any_size(name):
     of = lambda s, _: SimplexJacobian(s, jnp.zeros((), s.dtype))
     weights = np.array([0.45, 0.25, 0.15, 0.1, 0.05])
