@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxsoft.testing._modes import partial, partials, prefixed
 from jaxsoft.testing._precision import Function, Named, Wide, enable_x64, float64
@@ -84,7 +85,8 @@ def directions(like: Named) -> Named:
     """Fixed pseudo-random numbers of magnitude 1/2 to 3/2, so that every entry counts."""
     random = np.random.default_rng(0)
 
-    def direction(shape: tuple[int, ...]) -> np.ndarray:
-        return random.uniform(0.5, 1.5, shape) * random.choice([-1.0, 1.0], shape)
+    def direction(leaf: Any) -> Array:
+        entries = random.uniform(0.5, 1.5, leaf.shape) * random.choice([-1.0, 1.0], leaf.shape)
+        return jnp.asarray(entries, leaf.dtype)
 
-    return {name: jnp.asarray(direction(leaf.shape), leaf.dtype) for name, leaf in like.items()}
+    return {name: direction(leaf) for name, leaf in like.items()}
