@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _for_a_person(options: argparse.Namespace) -> int:
     # Inside the function, as everything in `_demo`, for it needs optional packages.
-    from jaxsoft._demo.view import View  # noqa: PLC0415
+    from jaxsoft._demo.view import View
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where the encoding has no ∂
@@ -116,7 +116,7 @@ def _measured(
     options: argparse.Namespace, track: Callable[..., Iterable[Any]], show: Callable[[Any], None]
 ) -> dict[str, Any]:
     """Measures section by section, showing each one; returns them by name."""
-    from jaxsoft._demo import derivatives, example, iris, saturation, speed  # noqa: PLC0415
+    from jaxsoft._demo import derivatives, example, iris, saturation, speed
 
     run: dict[str, Any] = {"seed": options.seed, "quick": options.quick, "track": track}
     measures: dict[str, Callable[[], Any]] = {
@@ -132,7 +132,7 @@ def _measured(
         sections[name] = measure()
         show(sections[name])
     if options.figure:
-        from jaxsoft._demo.figure import save_figure  # noqa: PLC0415
+        from jaxsoft._demo.figure import save_figure
 
         save_figure(sections["training"], options.figure)
     return sections

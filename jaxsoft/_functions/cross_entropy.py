@@ -126,7 +126,7 @@ def cross_entropy(
     )
     if weights is not None:
         weights = options.non_negative(name, "weights", weights, rows, "the shape of the loss")
-    of_rows = {
+    of_rows = {  # in the order of the arguments of `_cross_entropy`
         "temperature": options.temperature(name, temperature, shape, axes),
         "weights": weights,
         "label_smoothing": options.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
@@ -158,7 +158,10 @@ def _cross_entropy(
     where: Array | None,
     class_weights: Array | None,
     temperature: Array | None,
-    *of_rows: Array | None,
+    weights: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
+    softcap: Array | None,
     axis: ClassAxis,
     ignore_index: int | None,
     reduction: Reduction,
@@ -166,7 +169,7 @@ def _cross_entropy(
     dtype, at = compute_dtype(x.dtype), axis.position
     class_weights, weights, label_smoothing, z_loss, softcap = (
         None if option is None else jnp.asarray(option, dtype)
-        for option in (class_weights, *of_rows)
+        for option in (class_weights, weights, label_smoothing, z_loss, softcap)
     )
     rows = x.shape[:at] + x.shape[at + 1 :]
     valid, ignored, place, finite = jnp.ones(rows, bool), None, None, None
@@ -204,10 +207,16 @@ def _cross_entropy(
 
 
 def _losses(
-    logits: Logits, row: Row, label: Array, axis: ClassAxis, *options: Array | None
+    logits: Logits,
+    row: Row,
+    label: Array,
+    axis: ClassAxis,
+    where: Array | None,
+    class_weights: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
 ) -> Array:
     """The losses of rows, each given the place of its label, or its target."""
-    where, class_weights, label_smoothing, z_loss = options
     z, mesh = logits.z, axis.mesh
     of_classes = jnp.ones(z.shape, z.dtype)
     if class_weights is not None:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsoft._core import devices
 from jaxsoft._core.devices import Mesh
-from jaxsoft._rows.logits import nan_unless
+from jaxsoft._rows.logits import divisor, nan_unless
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -106,4 +106,4 @@ def reduced(losses: Array, weights: Array, reduction: Reduction) -> Array:
     loss, weight = jnp.sum(losses), jnp.sum(weights)
     if reduction == "sum":
         return loss
-    return jnp.where(weight == 0, 0, loss / jnp.where(weight == 0, 1, weight))
+    return jnp.where(weight == 0, 0, loss / divisor(weight))

@@ -260,8 +260,7 @@ def _over_classes(
     """Scans over the chunks of classes, and over arrays with an entry for each of them."""
     n, labels = layer.w.shape[1], tokens.labels
     if not known(lambda: n > division.classes, False):
-        place = jnp.where((labels >= 0) & (labels < n), labels, n)
-        return step(carry, Classes(layer, 0, None, place), of_chunks)
+        return step(carry, Classes(layer, 0, None, _places(labels, 0, 0, n)), of_chunks)
     count = math.ceil(n / division.classes)
     size = math.ceil(n / count)
 
@@ -272,9 +271,14 @@ def _over_classes(
         sliced = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, -1) if leaf.ndim else leaf
         columns = jax.tree.map(sliced, layer)
         fresh = None if n % size == 0 else start + jnp.arange(size, dtype=labels.dtype) >= low
-        here = (labels >= low) & (labels < start + size)
-        place = jnp.where(here, labels - start, size)
+        place = _places(labels, low, start, size)
         return step(carry, Classes(columns, start, fresh, place), of_chunk)
 
     body = jax.checkpoint(body, prevent_cse=False)
     return lax.scan(body, carry, (jnp.arange(count, dtype=labels.dtype), of_chunks))
+
+
+def _places(labels: Array, low: Array | int, start: Array | int, size: int) -> Array:
+    """The places of labels in a chunk from `start`, which takes those from `low`; else its size."""
+    here = (labels >= low) & (labels < start + size)
+    return jnp.where(here, labels - start, size)

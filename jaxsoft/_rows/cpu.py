@@ -90,8 +90,8 @@ def _is_apart(x: Array, axis: int) -> bool:
 
 
 # Of long rows in bfloat16 XLA:CPU fuses a single sum with its reading of them, but for two sums it
-# materialises them in float32. So each has the logits and the maximum as if they were its own: XLA
-# joins nothing across a selection by what is finite.
+# materialises them in float32. So each sum reads the logits and the maximum as if they were its
+# own: XLA joins no common subexpression across a selection by whether a number is finite.
 def _sums_of_narrow(x: Array, top: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     def exponentials(x: Array, earlier: Array) -> Array:
         own_top = jnp.where(jnp.isfinite(earlier), top, 0)

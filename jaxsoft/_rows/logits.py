@@ -77,7 +77,7 @@ def prepare(
         sink: with the axis of size 1.
     """
     dtype = compute_dtype(x.dtype)
-    if x.dtype.itemsize < 2:  # such a type may have no infinity for what is masked
+    if x.dtype.itemsize < 2:  # such a type may have no infinity for a masked class
         x = x.astype(dtype)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
@@ -155,6 +155,11 @@ def divided(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "...
     tiny = float(finfo.tiny)
     scale = 1 / jnp.clip(power, tiny, 1 / tiny)
     return (x * scale) / (y * scale)
+
+
+def divisor(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x, and 1 where it is 0."""
+    return jnp.where(x == 0, 1, x)
 
 
 def positive(option: Shaped[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:

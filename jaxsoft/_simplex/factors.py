@@ -11,8 +11,9 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import programs, validation
 from jaxsoft._core.devices import Mesh
+from jaxsoft._rows.logits import divisor
 from jaxsoft._simplex import formulas
-from jaxsoft._simplex.formulas import PerClass, PerRow, divisor, fractions, jit, quotient, total
+from jaxsoft._simplex.formulas import PerClass, PerRow, fractions, jit, quotient, total
 
 
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:

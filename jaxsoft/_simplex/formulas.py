@@ -24,6 +24,7 @@ from jaxsoft._core import devices, programs
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.devices import Mesh
 from jaxsoft._rows import jacobian_product
+from jaxsoft._rows.logits import divisor
 
 jit = functools.partial(jax.jit, static_argnames="mesh")
 
@@ -41,11 +42,6 @@ def total(x: Shaped[Array, "*b n"], mesh: Mesh | None, *, keepdims: bool = False
 def _largest(x: Array, mesh: Mesh | None, *, keepdims: bool = False) -> Array:
     """The maximum over all classes, 0 or more; on several devices a constant."""
     return devices.largest(jnp.max(x, -1, keepdims=keepdims, initial=0), mesh)
-
-
-def divisor(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x, and 1 where it is 0."""
-    return jnp.where(x == 0, 1, x)
 
 
 def fractions(s: PerClass, s0: PerRow, mesh: Mesh | None = None) -> tuple[PerRow, PerClass, PerRow]:

@@ -10,8 +10,9 @@ from jaxtyping import Array
 
 from jaxsoft._core import programs
 from jaxsoft._core.devices import Mesh
+from jaxsoft._rows.logits import divisor
 from jaxsoft._simplex import formulas
-from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, divisor, fractions, quotient, total
+from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, fractions, quotient, total
 
 
 @formulas.jit
@@ -74,7 +75,7 @@ def log_determinant(s: PerClass, s0: PerRow, damping: PerRow | None) -> PerRow:
 #
 #     Π_{j≠1} (s_j + λ) · (λ + Σ_j (a1 - a_j) α_j λ s_j + a1 s0),
 #
-# where no term is negative: at λ = 1 the logarithm of each factor keeps what it has beyond 0.
+# where no term is negative: at λ = 1 the logarithm of each factor keeps its digits near 0.
 #
 # Its derivative is tr (C + λ I)⁻¹ dC. To C, ds_i adds (e_i - a)(e_i - a)ᵀ ds_i and ds0 adds
 # a aᵀ ds0; the inverse is diag(α) + β βᵀ / (Σ α λ s + s0) with β = α ∘ s. So every slope is a sum

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, divisor, first_largest, quotient
+from jaxsoft._rows.logits import divisor
+from jaxsoft._simplex.formulas import Pair, PerClass, PerRow, first_largest, quotient
 
 # With the largest weight s1, the second s2 and t = Σs + s0, an eigenvalue λ of C is a root of
 #
@@ -77,8 +78,8 @@ def _largest(s: PerClass, s0: PerRow) -> tuple[PerRow, PerRow]:
 
 # Plain summation of many equal numbers beside a larger one errs by tens of eps: each time the same
 # part is lost. Added to a number of twice the sum and taken off it, every number loses its last
-# bits; what is left is a multiple of one unit, and adds up without a rounding. What was lost is so
-# small that the rounding of its own sum does not count (Rump, Ogita & Oishi 2008).
+# bits; the leading part is a multiple of one unit, and adds up without a rounding. The lost part is
+# so small that the rounding of its own sum does not count (Rump, Ogita & Oishi 2008).
 def _sum(x: PerClass) -> PerRow:
     """Σ x of numbers of 0 or more, to the last bit."""
     unit = 2 * jnp.sum(x, -1, keepdims=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree, Shaped
 
 from jaxsoft._core import validation
+from jaxsoft._rows.logits import divisor
 from jaxsoft._simplex.operator import SimplexJacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
 from jaxsoft.analysis import _checks
@@ -141,9 +142,8 @@ def _product(
     rows, wanted = logits.shape[:-1], "one weight for each example"
     each = validation.broadcast(name, "weights", each, rows, wanted).astype(product.dtype)
     if reduction == "mean":
-        total = jnp.sum(each)
-        each = each / jnp.where(total == 0, 1, total)
+        each = each / divisor(jnp.sum(each))
     weight = each[..., None]
-    product = jnp.where(weight == 0, 0, weight * product)  # what is ignored may be NaN
+    product = jnp.where(weight == 0, 0, weight * product)  # an ignored example may hold NaN
     (out,) = jax.linear_transpose(pushforward, params)(product.astype(logits.dtype))
     return out

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import validation
 from jaxsoft._core.sizes import known
+from jaxsoft._rows.logits import divisor
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
 from jaxsoft.analysis import _checks
 
@@ -156,7 +157,7 @@ def _largest_singular_value(f: Callable[[Array], Array], x: Array, steps: int) -
     # J is divided by ‖J‖_∞, which may be 1e-30 in a confident row, and each product by the size of
     # the first, so that no square underflows.
     unit = jacobian.norm(jnp.inf)
-    scaled = jacobian * (1 / jnp.where(unit == 0, 1, unit))
+    scaled = jacobian * (1 / divisor(unit))
 
     def product(v: Array) -> Array:
         return scaled.mv(pushforward(v.astype(x.dtype)))
@@ -169,7 +170,7 @@ def _largest_singular_value(f: Callable[[Array], Array], x: Array, steps: int) -
     start = hashed.astype(jnp.float32) * 2.0**-31 - 1
     u, _ = _unit(product(start.reshape(x.shape)))
     _, size = _unit(transposed(u))
-    size = jnp.where(size == 0, 1, size)
+    size = divisor(size)
     rank = max(1, _at_most(x.size, _at_most(logits.size - 1, steps)))
     u = _top_eigenvector(lambda u: product(transposed(u) / size) / size, u, rank)
     u, v = lax.stop_gradient((u, _unit(transposed(u))[0]))
@@ -194,7 +195,7 @@ def _top_eigenvector(operator: Callable[[Array], Array], start: Array, steps: in
         rest = image
         for _ in range(2):  # once is not enough, twice is (Kahan and Parlett)
             rest = rest - (basis @ rest) @ basis
-        # Where the space is exhausted, what is left is rounding: all further vectors are 0.
+        # Where the space is exhausted, the rest is rounding: all further vectors are 0.
         (q, size), (_, whole) = _unit(rest), _unit(image)
         return basis, images, jnp.where(size <= tolerance * whole, 0, q)
 
@@ -208,6 +209,6 @@ def _top_eigenvector(operator: Callable[[Array], Array], start: Array, steps: in
 def _unit(x: Array) -> tuple[Array, Array]:
     """x / ‖x‖, 0 for x = 0, and ‖x‖, without squaring what is very large or very small."""
     largest = jnp.max(jnp.abs(x))
-    scaled = x / jnp.where(largest == 0, 1, largest)
+    scaled = x / divisor(largest)
     size = jnp.sqrt(jnp.sum(scaled * scaled))
-    return scaled / jnp.where(size == 0, 1, size), largest * size
+    return scaled / divisor(size), largest * size

@@ -134,7 +134,7 @@ def assert_derivatives(
         arguments, expected = (twice, two_rows) if mode.two_rows else (once, one_row)
         try:
             blocks = {n: np.asarray(block) for n, block in mode.build(f)(*arguments).items()}
-        except Exception as error:  # Whatever a mode raises is what is wrong with it.
+        except Exception as error:  # Any exception makes the mode wrong.
             text = (str(error).strip() or "no message").splitlines()[0]
             errors[name] = math.inf
             table.append((name, "raises", f"{kind(error)}: {text}"))

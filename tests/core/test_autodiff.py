@@ -40,48 +40,50 @@ def _both_kinds_of_custom_vjp(request):
 # mode differentiates the formula instead of the rule, a factor is missing.
 
 
-def calls_itself():
+def exponential():
     @jax.custom_vjp
     def f(x):
         return jnp.exp(x)
+
+    return f
+
+
+def twice(y, ct):
+    return (2 * y * ct,)
+
+
+def calls_itself():
+    f = exponential()
 
     def fwd(x):
         y = f(x)
         return y, y
 
-    f.defvjp(fwd, lambda y, ct: (2 * y * ct,))
+    f.defvjp(fwd, twice)
     return f
 
 
 def keeps_x_and_calls_itself_in_the_backward_rule():
-    @jax.custom_vjp
-    def f(x):
-        return jnp.exp(x)
-
+    f = exponential()
     f.defvjp(lambda x: (f(x), x), lambda x, ct: (2 * f(x) * ct,))
     return f
 
 
 def calls_itself_within_jit():
-    @jax.custom_vjp
-    def f(x):
-        return jnp.exp(x)
-
+    f = exponential()
     fwd = jax.jit(lambda x: (f(x), jax.jit(f)(x)))
-    f.defvjp(fwd, lambda y, ct: (2 * y * ct,))
+    f.defvjp(fwd, twice)
     return f
 
 
 def calls_itself_within_a_scan():
-    @jax.custom_vjp
-    def f(x):
-        return jnp.exp(x)
+    f = exponential()
 
     def fwd(x):
         y = jax.lax.scan(lambda carry, _: (carry, f(x)), None, length=1)[1][0]
         return y, y
 
-    f.defvjp(fwd, lambda y, ct: (2 * y * ct,))
+    f.defvjp(fwd, twice)
     return f
 
 
@@ -98,15 +100,13 @@ def calls_another_one():
 
 
 def with_symbolic_zeros():
-    @jax.custom_vjp
-    def f(x):
-        return jnp.exp(x)
+    f = exponential()
 
     def fwd(x):
         y = f(x.value)
         return y, y
 
-    f.defvjp(fwd, lambda y, ct: (2 * y * ct,), symbolic_zeros=True)
+    f.defvjp(fwd, twice, symbolic_zeros=True)
     return f
 
 
