@@ -140,8 +140,9 @@ def test_a_mask_of_rows(name):
     rows = np.arange(len(SEEN))[:, None] % 2 == 0
     found = program(np.where(rows, SEEN, NAN), rows)
     value, _, jacobian = jitted(programs(name)[1])(SEEN, np.broadcast_to(rows, SEEN.shape))
-    np.testing.assert_array_equal(found[0], value)
-    np.testing.assert_array_equal(found[1], jacobian)
+    # Two programs: which products a processor adds without rounding may differ.
+    np.testing.assert_allclose(found[0], value, rtol=1e-15)
+    np.testing.assert_allclose(found[1], jacobian, rtol=1e-14, atol=1e-16)
 
 
 @functools.cache
