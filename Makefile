@@ -31,14 +31,16 @@ demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this
 TESTS := -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 UNIT_TESTS := $(TESTS) -m "not notebook and not example and not peer"
 PYTEST := $(BIN)/python $(TESTS)
+QUICK := $(PYTEST) --jaxtyping-packages= --keep-programs
 
 # The status of pytest where ARGS select no test.
 NONE := [ $$? -eq 5 ]
 
 # Two parts: what needs no optimised programs, and the rest. The annotations are checked by test-all.
+# What XLA has compiled once is kept, so that the next run compiles what has changed.
 test: $(VENV)/.installed-test ## run what a contributor needs: all but what is marked as slow
-	$(PYTEST) --jaxtyping-packages= --unoptimised -m "not slow and not optimised" $(ARGS) || $(NONE)
-	$(PYTEST) --jaxtyping-packages= -m "optimised and not slow" $(ARGS) || $(NONE)
+	$(QUICK) --unoptimised -m "not slow and not optimised" $(ARGS) || $(NONE)
+	$(QUICK) -m "optimised and not slow" $(ARGS) || $(NONE)
 
 test-all: $(VENV)/.installed-test ## run everything, with notebooks, examples, suites of peers
 	$(PYTEST) $(ARGS)

@@ -35,14 +35,19 @@ if jax.__version_info__ < (0, 11):  # later ones have this compiler alone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--unoptimised`, by which `make test` compiles."""
+    """Adds the options of `make test`."""
     parser.addoption("--unoptimised", action="store_true", help="compile without optimisation")
+    parser.addoption("--keep-programs", action="store_true", help="compiled, for next time")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sets the flags before XLA reads them; processes that a test starts inherit them."""
     if config.getoption("--unoptimised"):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_UNOPTIMISED])
+    if config.getoption("--keep-programs") and config.cache is not None:
+        # JAX finds a program again by its text, the flags and its own version.
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True)

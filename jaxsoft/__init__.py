@@ -6,6 +6,9 @@ Functions of logits:
     cross_entropy                     class ids or target probabilities
     linear_cross_entropy              of x @ w, in chunks that never hold the logits
 
+Attention:
+    dot_product_attention             a drop-in for `jax.nn` that never holds the weights
+
 The Jacobian of softmax:
     softmax_jvp, softmax_vjp, softmax_derivative   products and entries, from probabilities
     softmax_jacobian, softmax_and_jacobian         an operator of n numbers, from logits
@@ -23,6 +26,9 @@ Submodules, imported when they are first asked for:
 import importlib
 from typing import Any
 
+from jaxsoft._attention.dot_product_attention import (
+    dot_product_attention as dot_product_attention,
+)
 from jaxsoft._core.autodiff import jvp_from_vjp as jvp_from_vjp
 from jaxsoft._functions.cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._functions.entropy import entropy as entropy
@@ -41,6 +47,7 @@ from jaxsoft._simplex.softmax_jacobian import softmax_jacobian as softmax_jacobi
 __all__ = [
     "SimplexJacobian",
     "cross_entropy",
+    "dot_product_attention",
     "entropy",
     "jvp_from_vjp",
     "kl_divergence",

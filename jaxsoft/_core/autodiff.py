@@ -223,12 +223,12 @@ def analytic(
     return differentiable
 
 
-def transposable(fun: Callable[[Array], Out], x: Array) -> Out:
+def transposable(fun: Callable[[PyTree], Out], x: PyTree) -> Out:
     """fun(x) for a linear function with loops, so that JAX can transpose it.
 
     It can as it is, but before 0.10 JAX transposes a loop only if it has made it linear itself.
     """
-    _, linear = jax.linearize(fun, jnp.zeros_like(x))
+    _, linear = jax.linearize(fun, jax.tree.map(jnp.zeros_like, x))
     return linear(x)
 
 

@@ -20,7 +20,7 @@ from jaxsoft._core.devices import Mesh
 from jaxsoft._core.sizes import known
 from jaxsoft._linear import online
 from jaxsoft._linear.online import Classes, Layer, Options, Statistics, Sums, Tokens
-from jaxsoft._rows.logits import compute_dtype
+from jaxsoft._rows.logits import compute_dtype, product_dtype
 
 
 class Division(NamedTuple):
@@ -160,9 +160,7 @@ def _chunk_gradients(
         products = _products(tokens.x, w) if kept is None else kept
         _, pullback = jax.vjp(sums_of, products, tokens.temperature, options)
         products_bar, temperature_bar, options_bar = pullback(sums_bar)
-        # p - y is formed in the compute dtype. It stays there for types with fewer exponents than
-        # float32, where it would vanish for a confident example before a loss scale meets it.
-        factor = w.dtype if float(jnp.finfo(w.dtype).tiny) < 2.0**-100 else out.dtype
+        factor = product_dtype(w.dtype)  # p - y is formed in the compute dtype
         products_bar = products_bar.astype(factor)
         x_bar = None if so_far.x is None else _products(products_bar, w.T.astype(factor))
         w_bar = None if so_far.w is None else _products(tokens.x.T.astype(factor), products_bar)

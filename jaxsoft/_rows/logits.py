@@ -24,6 +24,16 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+def product_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype for products of matrices of a type with probabilities and derivatives.
+
+    The type itself, or float32 where it has fewer exponents than that (float16): there they would
+    vanish for a confident example, before a loss scale meets them.
+    """
+    dtype = jnp.dtype(dtype)
+    return dtype if float(jnp.finfo(dtype).tiny) < 2.0**-100 else compute_dtype(dtype)
+
+
 def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
     """x in the given type; of one without infinities its lowest number is -inf."""
     dtype = jnp.dtype(dtype)

@@ -1,0 +1,118 @@
+"""One pass over the scores: the statistics of each query, and its output less a dominant value.
+
+Let the largest score m of a query be that of key t. Z - 1 is the sum of the other exponentials. If
+p_t exceeds 1/2, what is kept of the output O is
+
+    R = O - V_t = Σ_{j≠t} p_j (V_j - V_t),
+
+a sum over the other keys as well, which has all its digits however small it is.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxsoft._attention import contractions, scores
+from jaxsoft._attention.contractions import mixed
+from jaxsoft._attention.scores import Constants, Division, Operands, Pair
+from jaxsoft._core import devices
+from jaxsoft._rows.logits import compute_dtype, divisor
+from jaxsoft._rows.statistics import Row, united
+
+# A key with Z - 1 below this is dominant: it alone has a probability above 1/2, whichever way that
+# of any key is rounded.
+_DOMINANT = 0.9
+
+NONE, SINK = -1, -2  # in place of a dominant key
+
+
+class Found(NamedTuple):
+    """The result of the pass: constants.
+
+    Attributes:
+        row: the largest score, and Z - 1; -1 for a query without keys and sink.
+        dominant: the key with a probability above 1/2, or `SINK`, or `NONE`.
+        relative: R for a dominant key or sink, else O; less the offset of the values.
+    """
+
+    row: Row
+    dominant: Int[Array, "b t k g"]
+    relative: Float[Array, "b t k g h"]
+
+
+class _Sums(NamedTuple):
+    """What is known of queries after some of their keys.
+
+    Attributes:
+        row: the largest score, and Z - 1.
+        key: the first key that has it; -1 for none, and for the sink.
+        others: Σ exp(s_j - m) V_j without that key.
+    """
+
+    row: Row
+    key: Int[Array, "b t k g"]
+    others: Float[Array, "b t k g h"]
+
+
+def found(operands: Operands, constants: Constants, division: Division) -> Found:
+    """Goes over all pairs of chunks once."""
+    operands = lax.stop_gradient(operands)
+
+    def step(sums: _Sums, pair: Pair) -> tuple[_Sums, None]:
+        here = scores.of_queries(sums, pair[0], division)
+        of_pair = _of_pair(operands, constants, division, pair)
+        here = _together(here, of_pair, operands, constants)
+        return jax.tree.map(lambda x, y: scores.put(x, y, (1, pair[0])), sums, here), None
+
+    sums = scores.over_pairs(step, _start(operands), operands.q, division)
+    rest = sums.row.rest
+    dominant = jnp.where(sums.key < 0, SINK, sums.key)
+    dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), dominant, NONE)
+    of_top = jnp.where(dominant == NONE, (rest >= 0).astype(rest.dtype), -rest)
+    total = sums.others + of_top[..., None] * scores.values_at(operands, constants, sums.key)
+    return Found(sums.row, dominant, total / divisor(1 + rest)[..., None])
+
+
+def _start(operands: Operands) -> _Sums:
+    """The sums of no key but the sink."""
+    zeros = jnp.zeros(operands.q.shape, compute_dtype(operands.q.dtype))
+    zeros = devices.typed(zeros, operands.q)
+    none, lowest = zeros[..., 0], jnp.finfo(zeros.dtype).min
+    key = jnp.full_like(none, -1, jnp.int32)
+    if operands.sink is None:
+        return _Sums(Row(none + lowest, none - 1), key, zeros)
+    sink = operands.sink[None, None]
+    absent = (sink == -jnp.inf).astype(none.dtype)
+    return _Sums(Row(none + jnp.maximum(sink, lowest), none - absent), key, zeros)
+
+
+def _of_pair(operands: Operands, constants: Constants, division: Division, pair: Pair) -> _Sums:
+    """The sums of a chunk of keys."""
+    part = scores.part(operands, constants, division, pair)
+    s = scores.of_part(part, operands)
+    largest = jnp.max(s, -1, keepdims=True)
+    top = jnp.maximum(largest, jnp.finfo(s.dtype).min)
+    # The first key, by a maximum: XLA:CPU (jax 0.10) is slow at minima of integers.
+    back = -lax.broadcasted_iota(s.dtype, s.shape, s.ndim - 1)
+    first = jnp.max(jnp.where(s == largest, back, 1 - s.shape[-1]), -1, keepdims=True)
+    others = jnp.where(back == first, 0, jnp.exp(s - top))
+    rest = jnp.where(largest == -jnp.inf, -1, jnp.sum(others, -1, keepdims=True))
+    key = pair[1] * division.keys - first.astype(jnp.int32)
+    row = Row(scores.by_query(top), scores.by_query(rest))
+    return _Sums(row, scores.by_query(key), mixed(contractions.of_queries, others, part.v))
+
+
+def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _Sums:
+    """The sums of both; the key that is not the top any more joins the others."""
+    row = united(a.row, b.row)
+    newer = b.row.top > a.row.top
+    of_a, of_b = (jnp.exp(sums.row.top - row.top) for sums in (a, b))
+    joins = jnp.where(newer, of_a, of_b)
+    joins = jnp.where(jnp.where(newer, a.row.rest, b.row.rest) < 0, 0, joins)  # of no key at all
+    value = scores.values_at(operands, constants, jnp.where(newer, a.key, b.key))
+    of_a, of_b, joins = (x[..., None] for x in (of_a, of_b, joins))
+    others = of_a * a.others + of_b * b.others + joins * value
+    return _Sums(row, jnp.where(newer, b.key, a.key), others)

@@ -1,0 +1,96 @@
+"""Attention of arrays as given: heads by group, whole chunks, what is not finite told apart."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxsoft._attention import pullback
+from jaxsoft._attention.dominant import found
+from jaxsoft._attention.scores import Constants, Division, Operands
+from jaxsoft._core import devices, programs
+from jaxsoft._core.programs import Places
+from jaxsoft._core.sizes import known
+from jaxsoft._rows.logits import compute_dtype, nan_unless
+
+
+def _places(ndim: int, **_: Any) -> tuple[Places, Places]:
+    return programs.as_given(ndim), programs.of_last(ndim)
+
+
+@programs.program(static=("division",), places=_places)
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    scale: Any,
+    query_lengths: Array | None,
+    key_lengths: Array | None,
+    sink: Array | None,
+    softcap: Any,
+    *,
+    division: Division,
+) -> tuple[Array, Array]:
+    """The output and the logsumexp; a bias or a mask has four axes."""
+    shape, dtype, wide = query.shape, query.dtype, compute_dtype(query.dtype)
+    t, n, h = shape[-3:]
+    heads = key.shape[-2]
+    groups = heads, n // heads
+    numbers = (None if x is None else jnp.asarray(x, wide) for x in (scale, softcap, sink))
+    given = devices.aligned(query, key, value, bias, mask, query_lengths, key_lengths, *numbers)
+    query, key, value, bias, mask, query_lengths, key_lengths, scale, softcap, sink = given
+    q = query.reshape(-1 if query.ndim == 4 else 1, t, *groups, h)
+    k, v = (x if x.ndim == 4 else x[None] for x in (key, value))
+    if known(lambda: division.length == 0, False):
+        k, v = (_filled(x, 1, 1) for x in (k, v))
+    finite_q, finite_k, finite_v = (jnp.all(jnp.isfinite(x), -1) for x in (q, k, v))
+    bad_q, bad_k = (
+        nan_unless(x, jnp.zeros(x.shape, wide)) for x in (finite_q, finite_k & finite_v)
+    )
+    offset = _nearest_to_zero(jnp.where(finite_v[..., None], lax.stop_gradient(v), 0))
+    q, bad_q = (_filled(x, 1, division.queries) for x in (q, bad_q))
+    k, v, bad_k = (_filled(x, 1, division.keys) for x in (k, v, bad_k))
+    bias, mask = (_by_group(x, groups, division) for x in (bias, mask))
+    sink = None if sink is None else sink.reshape(groups)
+    operands = Operands(q, k, v, bias, scale, softcap, sink)
+    constants = Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
+    seen = found(operands, constants, division)
+    rows = pullback.rows(operands, constants, seen, division)
+    some = seen.row.rest >= 0
+    out = rows.relative + pullback.dominant_values(operands, constants, seen)
+    out = out + offset[:, :, :, None].astype(wide)
+    out = jnp.where(some[..., None], out, 0)[:, :t]
+    logsumexp = jnp.where(some, seen.row.top + rows.log_total, -jnp.inf)[:, :t]
+    return out.reshape(shape).astype(dtype), logsumexp.reshape(shape[:-1])
+
+
+def _by_group(x: Array | None, groups: tuple[int, int], division: Division) -> Array | None:
+    """The bias or the mask, [b, n, t, s], as [b, k, g, t, s], with whole chunks."""
+    if x is None:
+        return None
+    heads = groups if x.shape[1] == groups[0] * groups[1] else (1, 1)
+    x = x.reshape(x.shape[0], *heads, *x.shape[2:])
+    for axis, size in ((3, division.queries), (4, division.keys)):
+        x = x if x.shape[axis] == 1 else _filled(x, axis, size)
+    return x
+
+
+def _filled(x: Array, axis: int, size: int) -> Array:
+    """An array with zeros at the end of an axis, so that chunks of a size fill it."""
+    length = x.shape[axis]
+    missing = max(-length % size, size - length) if known(lambda: length != size, False) else 0
+    if not missing:
+        return x
+    return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
+
+
+def _nearest_to_zero(v: Array) -> Array:
+    """Of each feature, the number nearest to 0 between the smallest and the largest value.
+
+    No value is farther from it than from 0, so no difference to it is less exact than the value.
+    """
+    low, high = jnp.min(v, 1, keepdims=True), jnp.max(v, 1, keepdims=True)
+    return jnp.clip(jnp.zeros_like(low), low, high)

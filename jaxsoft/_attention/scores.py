@@ -1,0 +1,286 @@
+"""The scores of a chunk of queries against a chunk of keys, and which of them there are.
+
+Queries are [b, t, k, g, h], keys and values [b, s, k, h], scores [b, k, t, g, s], where g counts
+the heads of queries that share a head k of keys and values. Numbers of queries are [b, t, k, g].
+"""
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxsoft._attention import contractions
+from jaxsoft._core.sizes import known
+from jaxsoft._rows.logits import cap, compute_dtype
+
+# The numbers of a chunk of queries and of a chunk of keys.
+Pair = tuple[Int[Array, ""] | int, Int[Array, ""] | int]
+
+_QUERIES, _KEYS = 3, 4  # the axes of the bias and of the mask
+
+
+class Division(NamedTuple):
+    """What is known of the scores before any of them is computed.
+
+    Attributes:
+        queries: how many queries make a chunk; it divides the number of queries.
+        keys: how many keys make a chunk; it divides the number of keys.
+        length: how many keys there are; those after them only fill the last chunk.
+        left: how far a query sees back; None for no limit.
+        right: how far a query sees ahead; None for no limit.
+    """
+
+    queries: int
+    keys: int
+    length: int
+    left: int | None
+    right: int | None
+
+
+class Operands(NamedTuple):
+    """What attention is differentiated by.
+
+    Attributes:
+        q: queries.
+        k: keys.
+        v: values.
+        bias: added to the scores, with size 1 along axes that share it; or None.
+        scale: of the products of queries and keys.
+        softcap: c of c tanh(scores / c), or None.
+        sink: the score of one more key for each head, whose value is 0; or None.
+    """
+
+    q: Float[Array, "b t k g h"]
+    k: Float[Array, "b s k h"]
+    v: Float[Array, "b s k h"]
+    bias: Float[Array, "#b #k #g #t #s"] | None
+    scale: Float[Array, ""]
+    softcap: Float[Array, ""] | None
+    sink: Float[Array, "k g"] | None
+
+
+class Constants(NamedTuple):
+    """What it is not differentiated by.
+
+    Attributes:
+        offset: what is subtracted from all values first, that of the sink included.
+        mask: which query sees which key, with size 1 along axes that share it; or None.
+        query_lengths: how many queries each sequence has, or None.
+        key_lengths: how many keys each sequence has, or None.
+        bad_queries: 0, or NaN for a query that is not finite.
+        bad_keys: 0, or NaN where a key or its value is not finite.
+    """
+
+    offset: Float[Array, "b 1 k h"]
+    mask: Bool[Array, "#b #k #g #t #s"] | None
+    query_lengths: Int[Array, " b"] | None
+    key_lengths: Int[Array, " b"] | None
+    bad_queries: Float[Array, "b t k g"]
+    bad_keys: Float[Array, "b s k"]
+
+
+class Part(NamedTuple):
+    """The operands of a pair of chunks. A query or a key that is bad is 0 here.
+
+    Attributes:
+        q: the chunk of queries.
+        k: the chunk of keys.
+        v: their values less the offset.
+        bias: of these scores, or None.
+        bad: 0, or NaN, for each query and for each key.
+        see: which scores there are; None for all of them.
+    """
+
+    q: Float[Array, "b t k g h"]
+    k: Float[Array, "b s k h"]
+    v: Float[Array, "b s k h"]
+    bias: Float[Array, "#b #k #t #g #s"] | None
+    bad: tuple[Float[Array, "b k t g 1"], Float[Array, "b k 1 1 s"]]
+    see: Bool[Array, "..."] | None
+
+
+# ---------------------------------------------------------------------------- pairs of chunks
+
+
+def over_pairs(
+    step: Callable[[Any, Pair], tuple[Any, None]], carry: Any, q: Array, division: Division
+) -> Any:
+    """Goes over the pairs of chunks that see anything of each other."""
+    pairs = _pairs(division, q.shape[1])
+    if len(pairs) == 1:
+        return step(carry, pairs[0])[0]
+    queries, keys = jnp.asarray(pairs, jnp.int32).reshape(-1, 2).T
+    return lax.scan(step, carry, (queries, keys))[0]
+
+
+def _pairs(division: Division, length: int) -> list[tuple[int, int]]:
+    t, s = division.queries, division.keys
+    return [
+        (i, j)
+        for i, j in itertools.product(range(_count(length, t)), range(_count(division.length, s)))
+        if (division.right is None or j * s <= i * t + t - 1 + division.right)
+        and (division.left is None or j * s + s - 1 >= i * t - division.left)
+    ]
+
+
+def _count(length: int, size: int) -> int:
+    """How many chunks there are; one of a symbolic size."""
+    return 1 if known(lambda: length <= size, True) else math.ceil(length / size)
+
+
+def cut(x: Array, i: Array | int, size: int, axis: int) -> Array:
+    """Chunk i along an axis, or an array that all chunks share."""
+    if known(lambda: x.shape[axis] in (1, size), True):
+        return x
+    return lax.dynamic_slice_in_dim(x, i * size, size, axis)
+
+
+def of_queries(tree: Any, i: Array | int, division: Division) -> Any:
+    """The arrays of chunk i of the queries."""
+    return jax.tree.map(lambda x: cut(x, i, division.queries, 1), tree)
+
+
+def put(total: Array, part: Array, *along: tuple[int, Array | int]) -> Array:
+    """An array with a chunk replaced, given the axes of which this is a chunk and its numbers."""
+    if known(lambda: total.shape == part.shape, True):
+        return part
+    return lax.dynamic_update_slice(total, part, _starts(total, part, along))
+
+
+def added(total: Operands, part: Operands, pair: Pair) -> Operands:
+    """Adds arrays of a pair of chunks to those of all of them."""
+    of_query, of_key = (1, pair[0]), (1, pair[1])
+
+    def add(total: Array | None, part: Array | None, *along: tuple[int, Array | int]) -> Any:
+        if total is None or part is None:
+            return total
+        here = lax.dynamic_slice(total, _starts(total, part, along), part.shape)
+        return put(total, here + part, *along)
+
+    bias = None if part.bias is None else jnp.swapaxes(part.bias, 2, 3)
+    return Operands(
+        add(total.q, part.q, of_query),
+        add(total.k, part.k, of_key),
+        add(total.v, part.v, of_key),
+        add(total.bias, bias, (_QUERIES, pair[0]), (_KEYS, pair[1])),
+        add(total.scale, part.scale),
+        add(total.softcap, part.softcap),
+        total.sink,
+    )
+
+
+def _starts(total: Array, part: Array, along: tuple[tuple[int, Array | int], ...]) -> list[Array]:
+    def start(size: int, of_part: int, i: Array | int) -> Array:
+        whole = known(lambda: size == of_part, True)
+        return jnp.asarray(0 if whole else i * of_part, jnp.int32)
+
+    numbers = dict(along)
+    sizes = zip(total.shape, part.shape, strict=True)
+    return [start(*both, numbers.get(axis, 0)) for axis, both in enumerate(sizes)]
+
+
+# --------------------------------------------------------------------------------- the scores
+
+
+def part(operands: Operands, constants: Constants, division: Division, pair: Pair) -> Part:
+    """The operands of a pair of chunks."""
+    i, j = pair
+    bad_queries = cut(constants.bad_queries, i, division.queries, 1)
+    of_keys = operands.k, operands.v, constants.bad_keys
+    k, v, bad_keys = (cut(x, j, division.keys, 1) for x in of_keys)
+    q = cut(operands.q, i, division.queries, 1)
+    good_queries, good_keys = (bad[..., None] == 0 for bad in (bad_queries, bad_keys))
+    return Part(
+        jnp.where(good_queries, q, 0),
+        jnp.where(good_keys, k, 0),
+        jnp.where(good_keys, v - constants.offset, 0),
+        _of_scores(operands.bias, division, pair),
+        (by_score(bad_queries), jnp.swapaxes(bad_keys, 1, 2)[:, :, None, None]),
+        _visible(constants, division, pair),
+    )
+
+
+def _of_scores(x: Array | None, division: Division, pair: Pair) -> Array | None:
+    """Of the bias or the mask what belongs to a pair of chunks."""
+    if x is None:
+        return None
+    x = cut(cut(x, pair[0], division.queries, _QUERIES), pair[1], division.keys, _KEYS)
+    return jnp.swapaxes(x, 2, 3)
+
+
+def _visible(constants: Constants, division: Division, pair: Pair) -> Array | None:
+    row, column = (
+        i * size + lax.broadcasted_iota(jnp.int32, shape, axis)
+        for i, size, shape, axis in zip(
+            pair,
+            (division.queries, division.keys),
+            ((1, 1, division.queries, 1, 1), (1, 1, 1, 1, division.keys)),
+            (2, 4),
+            strict=True,
+        )
+    )
+    conditions = [_of_scores(constants.mask, division, pair)]
+    if known(lambda: division.length == 0 or division.length % division.keys != 0, False):
+        conditions.append(column < division.length)
+    if division.left is not None:
+        conditions.append(column >= row - division.left)
+    if division.right is not None:
+        conditions.append(column <= row + division.right)
+    if constants.query_lengths is not None:
+        conditions.append(row < constants.query_lengths[:, None, None, None, None])
+    if constants.key_lengths is not None:
+        conditions.append(column < constants.key_lengths[:, None, None, None, None])
+    given = [condition for condition in conditions if condition is not None]
+    return functools.reduce(operator.and_, given) if given else None
+
+
+def from_products(
+    products: Array, bias: Array | None, scale: Array, softcap: Array | None, part: Part
+) -> Float[Array, "b k t g s"]:
+    """The scores: -inf where there is none, NaN where there is one of something not finite."""
+    s = products * scale
+    s = s if softcap is None else cap(s, softcap)
+    s = s if bias is None else s + bias.astype(s.dtype)
+    s = s + part.bad[0] + part.bad[1]
+    return s if part.see is None else jnp.where(part.see, s, -jnp.inf)
+
+
+def of_part(part: Part, operands: Operands) -> Float[Array, "b k t g s"]:
+    """The scores of a pair of chunks."""
+    products = contractions.scores(part.q, part.k)
+    return from_products(products, part.bias, operands.scale, operands.softcap, part)
+
+
+def by_score(x: Shaped[Array, "b t k g"]) -> Shaped[Array, "b k t g 1"]:
+    """What belongs to a query, for each of its scores."""
+    return jnp.swapaxes(x, 1, 2)[..., None]
+
+
+def by_query(x: Shaped[Array, "b k t g 1"]) -> Shaped[Array, "b t k g"]:
+    """The inverse of `by_score`."""
+    return jnp.swapaxes(x[..., 0], 1, 2)
+
+
+def values_at(
+    operands: Operands, constants: Constants, key: Int[Array, "b t k g"]
+) -> Float[Array, "b t k g h"]:
+    """The values of the given keys, less the offset; that of the sink for a negative number.
+
+    One that is not finite is 0: the query does not see it, or is NaN.
+    """
+    v, offset = operands.v, constants.offset[:, :, :, None]
+
+    def of_head(v: Float[Array, "s h"], key: Int[Array, "t g"]) -> Float[Array, "t g h"]:
+        return v.at[key].get(mode="promise_in_bounds")
+
+    values = jax.vmap(jax.vmap(of_head, (1, 1), 1))(v, jnp.maximum(key, 0))
+    values = jnp.where(jnp.isfinite(values), values - offset, 0)
+    of_sink = jnp.zeros_like(offset) if operands.sink is None else -offset
+    return jnp.where(key[..., None] < 0, of_sink, values).astype(compute_dtype(v.dtype))
