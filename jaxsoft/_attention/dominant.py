@@ -78,9 +78,9 @@ def found(operands: Operands, constants: Constants, division: Division) -> Found
 
 def _start(operands: Operands) -> _Sums:
     """The sums of no key but the sink."""
-    zeros = jnp.zeros(operands.q.shape, compute_dtype(operands.q.dtype))
-    zeros = devices.typed(zeros, operands.q)
-    none, lowest = zeros[..., 0], jnp.finfo(zeros.dtype).min
+    shape, dtype = operands.q.shape, compute_dtype(operands.q.dtype)
+    zeros, none = devices.typed((jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], dtype)), operands.q)
+    lowest = jnp.finfo(dtype).min
     key = jnp.full_like(none, -1, jnp.int32)
     if operands.sink is None:
         return _Sums(Row(none + lowest, none - 1), key, zeros)

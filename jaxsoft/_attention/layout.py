@@ -42,7 +42,7 @@ def attention(
     numbers = (None if x is None else jnp.asarray(x, wide) for x in (scale, softcap, sink))
     given = devices.aligned(query, key, value, bias, mask, query_lengths, key_lengths, *numbers)
     query, key, value, bias, mask, query_lengths, key_lengths, scale, softcap, sink = given
-    q = query.reshape(-1 if query.ndim == 4 else 1, t, *groups, h)
+    q = query.reshape(shape[0] if query.ndim == 4 else 1, t, *groups, h)
     k, v = (x if x.ndim == 4 else x[None] for x in (key, value))
     if known(lambda: division.length == 0, False):
         k, v = (_filled(x, 1, 1) for x in (k, v))
@@ -59,11 +59,11 @@ def attention(
     constants = Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
     seen = found(operands, constants, division)
     rows = pullback.rows(operands, constants, seen, division)
-    some = seen.row.rest >= 0
+    empty = seen.row.rest < 0  # without a key and without a sink
     out = rows.relative + pullback.dominant_values(operands, constants, seen)
     out = out + offset[:, :, :, None].astype(wide)
-    out = jnp.where(some[..., None], out, 0)[:, :t]
-    logsumexp = jnp.where(some, seen.row.top + rows.log_total, -jnp.inf)[:, :t]
+    out = jnp.where(empty[..., None], 0, out)[:, :t]
+    logsumexp = jnp.where(empty, -jnp.inf, seen.row.top + rows.log_total)[:, :t]
     return out.reshape(shape).astype(dtype), logsumexp.reshape(shape[:-1])
 
 
