@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal, overload
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._attention.layout import attention
@@ -203,6 +204,8 @@ def _lengths(name: str, argument: str, value: Any, batch: int) -> Array | None:
     """The lengths of sequences as an array of shape [B], or None."""
     if value is None:
         return None
+    if isinstance(value, (int, np.ndarray, np.generic)) and np.asarray(value).dtype.kind in "iu":
+        value = np.clip(value, 0, np.iinfo(np.int32).max)  # JAX would cut 64 bits off unseen
     given = validation.array(name, argument, value)
     if not validation.is_kind(given.dtype, jnp.integer):
         raise TypeError(f"{name}: {argument} must be integers, got dtype {given.dtype}")

@@ -40,7 +40,8 @@ def attention(
     heads = key.shape[-2]
     groups = heads, n // heads
     numbers = (None if x is None else jnp.asarray(x, wide) for x in (scale, softcap, sink))
-    given = devices.aligned(query, key, value, bias, mask, query_lengths, key_lengths, *numbers)
+    lengths = (None if x is None else _as_int32(x) for x in (query_lengths, key_lengths))
+    given = devices.aligned(query, key, value, bias, mask, *lengths, *numbers)
     query, key, value, bias, mask, query_lengths, key_lengths, scale, softcap, sink = given
     q = query.reshape(shape[0] if query.ndim == 4 else 1, t, *groups, h)
     k, v = (x if x.ndim == 4 else x[None] for x in (key, value))
@@ -53,7 +54,7 @@ def attention(
     offset = _nearest_to_zero(jnp.where(finite_v[..., None], lax.stop_gradient(v), 0))
     q, bad_q = (_filled(x, 1, division.queries) for x in (q, bad_q))
     k, v, bad_k = (_filled(x, 1, division.keys) for x in (k, v, bad_k))
-    bias, mask = (_by_group(x, groups, division) for x in (bias, mask))
+    bias, mask = (_in_chunks(x, division) for x in (bias, mask))
     sink = None if sink is None else sink.reshape(groups)
     operands = Operands(q, k, v, bias, scale, softcap, sink)
     constants = Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
@@ -67,13 +68,11 @@ def attention(
     return out.reshape(shape).astype(dtype), logsumexp.reshape(shape[:-1])
 
 
-def _by_group(x: Array | None, groups: tuple[int, int], division: Division) -> Array | None:
-    """The bias or the mask, [b, n, t, s], as [b, k, g, t, s], with whole chunks."""
+def _in_chunks(x: Array | None, division: Division) -> Array | None:
+    """The bias or the mask with whole chunks along the axes that it has."""
     if x is None:
         return None
-    heads = groups if x.shape[1] == groups[0] * groups[1] else (1, 1)
-    x = x.reshape(x.shape[0], *heads, *x.shape[2:])
-    for axis, size in ((3, division.queries), (4, division.keys)):
+    for axis, size in ((2, division.queries), (3, division.keys)):
         x = x if x.shape[axis] == 1 else _filled(x, axis, size)
     return x
 
@@ -94,3 +93,8 @@ def _nearest_to_zero(v: Array) -> Array:
     """
     low, high = jnp.min(v, 1, keepdims=True), jnp.max(v, 1, keepdims=True)
     return jnp.clip(jnp.zeros_like(low), low, high)
+
+
+def _as_int32(lengths: Array) -> Array:
+    most = min(jnp.iinfo(jnp.int32).max, jnp.iinfo(lengths.dtype).max)
+    return jnp.clip(lengths, 0, most).astype(jnp.int32)

@@ -1,5 +1,6 @@
 """What attention computes for each query, with its derivatives by all operands."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxsoft._attention.contractions import mixed
 from jaxsoft._attention.dominant import NONE, Found
 from jaxsoft._attention.scores import Constants, Division, Operands, Pair
 from jaxsoft._core import devices
-from jaxsoft._core.autodiff import analytic, transposable
+from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, values_and_live
 from jaxsoft._rows.logits import compute_dtype, product_dtype
 
 
@@ -29,6 +30,19 @@ class Rows(NamedTuple):
     relative: Float[Array, "b t k g h"]
     log_total: Float[Array, "b t k g"]
     surprisal: Float[Array, "b t k g"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Live:
+    """By which operands a derivative is wanted."""
+
+    operands: Operands
+
+    def of(self, given: Operands) -> Operands:
+        """None in place of those for which there is none."""
+        both = zip(given, self.operands, strict=True)
+        return Operands._make(x if live else None for x, live in both)
 
 
 class _Factors(NamedTuple):
@@ -61,9 +75,18 @@ class _Bars(NamedTuple):
     at_top: Float[Array, "..."]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _rows(operands: Operands, constants: Constants, found: Found, division: Division) -> Rows:
     log_total = found.row.log_normalizer
     return Rows(found.relative, log_total, log_total)
+
+
+rows = jvp_from_vjp(_rows)
+
+
+def _rows_fwd(operands: Any, constants: Any, found: Any, division: Division) -> tuple[Rows, Any]:
+    args, (live, *_) = values_and_live((operands, constants, found))
+    return rows(*args, division), (args, _Live(live))
 
 
 # With c = V_t, or c = 0 without a dominant key, and p_j = exp(s_j - m - λ),
@@ -77,10 +100,10 @@ def _rows(operands: Operands, constants: Constants, found: Found, division: Divi
 # For the dominant key V_t - c is 0, so that s̄_t is p_t (λ̄ - r̄·R) + (p_t - 1) σ̄, and both of its
 # probabilities come from σ: p_t = exp(-σ) and p_t - 1 = expm1(-σ). Nothing is subtracted from 1,
 # here or in the derivatives of this rule, and r̄·O, from which others subtract, never appears.
-def _pullback(
-    operands: Operands, constants: Constants, found: Found, division: Division, bar: Rows
-) -> Any:
+def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
+    (operands, constants, found), live = residuals
     given = rows(operands, constants, found, division)
+    bar = instantiated(bar)
     r_bar = bar.relative
     mean = jnp.sum(r_bar * given.relative, -1)
     centre = jnp.sum(r_bar * dominant_values(operands, constants, found), -1)
@@ -92,8 +115,8 @@ def _pullback(
     bars = _Bars(r_bar, common + bar.surprisal - centre, at_top)
 
     def gradients(bars: _Bars) -> Operands:
-        given = functools.partial(_of_pair, operands, constants, factors, division)
-        of_pair = jax.checkpoint(given, prevent_cse=False)
+        of_all = functools.partial(_of_pair, operands, constants, factors, division)
+        of_pair = jax.checkpoint(lambda *args: live.of(of_all(*args)), prevent_cse=False)
 
         # What is linear is cut before the checkpoint: within it, a gradient of the gradient would
         # keep whole arrays for every pair.
@@ -102,7 +125,7 @@ def _pullback(
             return scores.added(sums, of_pair(here, pair), pair), None
 
         zeros = lambda x: jnp.zeros(x.shape, compute_dtype(x.dtype))
-        start = jax.tree.map(zeros, operands._replace(sink=None))
+        start = jax.tree.map(zeros, live.of(operands)._replace(sink=None))
         return scores.over_pairs(step, devices.typed(start, operands.q), operands.q, division)
 
     sums = transposable(gradients, bars)
@@ -110,10 +133,11 @@ def _pullback(
         u = -jnp.sum(r_bar * constants.offset[:, :, :, None].astype(r_bar.dtype), -1)
         s_bar, _ = _entries(operands.sink[None, None], u, factors, *bars[1:])
         sums = sums._replace(sink=jnp.sum(s_bar, (0, 1)))
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), sums, operands), None, None
+    both = zip(live.of(sums), operands, strict=True)
+    return Operands._make(x if x is None else x.astype(y.dtype) for x, y in both), None, None
 
 
-rows = analytic(_rows, _pullback, static=(3,))
+_rows.defvjp(_rows_fwd, _rows_bwd, symbolic_zeros=True)
 
 
 def _of_pair(

@@ -23,7 +23,7 @@ from jaxsoft._rows.logits import cap, compute_dtype
 # The numbers of a chunk of queries and of a chunk of keys.
 Pair = tuple[Int[Array, ""] | int, Int[Array, ""] | int]
 
-_QUERIES, _KEYS = 3, 4  # the axes of the bias and of the mask
+_QUERIES, _KEYS = 2, 3  # the axes of the bias and of the mask
 
 
 class Division(NamedTuple):
@@ -60,7 +60,7 @@ class Operands(NamedTuple):
     q: Float[Array, "b t k g h"]
     k: Float[Array, "b s k h"]
     v: Float[Array, "b s k h"]
-    bias: Float[Array, "#b #k #g #t #s"] | None
+    bias: Float[Array, "#b #n #t #s"] | None
     scale: Float[Array, ""]
     softcap: Float[Array, ""] | None
     sink: Float[Array, "k g"] | None
@@ -79,7 +79,7 @@ class Constants(NamedTuple):
     """
 
     offset: Float[Array, "b 1 k h"]
-    mask: Bool[Array, "#b #k #g #t #s"] | None
+    mask: Bool[Array, "#b #n #t #s"] | None
     query_lengths: Int[Array, " b"] | None
     key_lengths: Int[Array, " b"] | None
     bad_queries: Float[Array, "b t k g"]
@@ -164,7 +164,10 @@ def added(total: Operands, part: Operands, pair: Pair) -> Operands:
         here = lax.dynamic_slice(total, _starts(total, part, along), part.shape)
         return put(total, here + part, *along)
 
-    bias = None if part.bias is None else jnp.swapaxes(part.bias, 2, 3)
+    bias = part.bias
+    if bias is not None:
+        b, k, t, g, s = bias.shape
+        bias = jnp.swapaxes(bias, 2, 3).reshape(b, k * g, t, s)
     return Operands(
         add(total.q, part.q, of_query),
         add(total.k, part.k, of_key),
@@ -195,27 +198,32 @@ def part(operands: Operands, constants: Constants, division: Division, pair: Pai
     bad_queries = cut(constants.bad_queries, i, division.queries, 1)
     of_keys = operands.k, operands.v, constants.bad_keys
     k, v, bad_keys = (cut(x, j, division.keys, 1) for x in of_keys)
-    q = cut(operands.q, i, division.queries, 1)
+    q, groups = cut(operands.q, i, division.queries, 1), operands.q.shape[2:4]
     good_queries, good_keys = (bad[..., None] == 0 for bad in (bad_queries, bad_keys))
     return Part(
         jnp.where(good_queries, q, 0),
         jnp.where(good_keys, k, 0),
         jnp.where(good_keys, v - constants.offset, 0),
-        _of_scores(operands.bias, division, pair),
+        _of_scores(operands.bias, groups, division, pair),
         (by_score(bad_queries), jnp.swapaxes(bad_keys, 1, 2)[:, :, None, None]),
-        _visible(constants, division, pair),
+        _visible(constants, groups, division, pair),
     )
 
 
-def _of_scores(x: Array | None, division: Division, pair: Pair) -> Array | None:
-    """Of the bias or the mask what belongs to a pair of chunks."""
+def _of_scores(
+    x: Array | None, groups: tuple[int, ...], division: Division, pair: Pair
+) -> Array | None:
+    """Of the bias or the mask what belongs to a pair of chunks, with the heads in groups."""
     if x is None:
         return None
     x = cut(cut(x, pair[0], division.queries, _QUERIES), pair[1], division.keys, _KEYS)
-    return jnp.swapaxes(x, 2, 3)
+    heads = (1, 1) if x.shape[1] == 1 else groups
+    return jnp.swapaxes(x.reshape(x.shape[0], *heads, *x.shape[2:]), 2, 3)
 
 
-def _visible(constants: Constants, division: Division, pair: Pair) -> Array | None:
+def _visible(
+    constants: Constants, groups: tuple[int, ...], division: Division, pair: Pair
+) -> Array | None:
     row, column = (
         i * size + lax.broadcasted_iota(jnp.int32, shape, axis)
         for i, size, shape, axis in zip(
@@ -226,7 +234,7 @@ def _visible(constants: Constants, division: Division, pair: Pair) -> Array | No
             strict=True,
         )
     )
-    conditions = [_of_scores(constants.mask, division, pair)]
+    conditions = [_of_scores(constants.mask, groups, division, pair)]
     if known(lambda: division.length == 0 or division.length % division.keys != 0, False):
         conditions.append(column < division.length)
     if division.left is not None:

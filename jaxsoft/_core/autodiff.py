@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, ArrayLike, PyTree
 
 P = ParamSpec("P")
@@ -221,6 +221,26 @@ def analytic(
 
     rule.defvjp(forward, backward)
     return differentiable
+
+
+def values_and_live(args: Any) -> tuple[Any, Any]:
+    """What the forward rule of a `custom_vjp` with symbolic zeros is given, in two trees.
+
+    Returns:
+        The arguments; and which of their leaves are being differentiated.
+    """
+    leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
+    parts = [leaf.value for leaf in leaves], [leaf.perturbed for leaf in leaves]
+    values, live = (jax.tree.unflatten(tree, part) for part in parts)
+    return values, live
+
+
+def instantiated(cotangents: Any) -> Any:
+    """Arrays of zeros in place of the symbolic ones that such a rule may be given."""
+    leaves, tree = jax.tree.flatten(cotangents, is_leaf=lambda x: isinstance(x, SymbolicZero))
+    is_zero = [isinstance(leaf, SymbolicZero) for leaf in leaves]
+    arrays = [jnp.zeros(x.shape, x.dtype) if z else x for x, z in zip(leaves, is_zero, strict=True)]
+    return jax.tree.unflatten(tree, arrays)
 
 
 def transposable(fun: Callable[[PyTree], Out], x: PyTree) -> Out:

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, DTypeLike
 
 from jaxsoft._core import devices
-from jaxsoft._core.autodiff import jvp_from_vjp, transposable
+from jaxsoft._core.autodiff import jvp_from_vjp, transposable, values_and_live
 from jaxsoft._core.devices import Mesh
 from jaxsoft._functions.token_loss import weighted
 from jaxsoft._linear import chunks, online
@@ -20,11 +19,9 @@ from jaxsoft._linear.online import Layer, Tokens
 
 def _values(tokens: Any, layer: Any) -> tuple[Tokens, Layer, Live]:
     """The arguments of a rule, and which of them are being differentiated."""
-    is_primal = lambda leaf: isinstance(leaf, CustomVJPPrimal)
-    args = (tokens, layer)
-    of_tokens, of_layer = jax.tree.map(lambda leaf: leaf.perturbed, args, is_leaf=is_primal)
+    (tokens, layer), (of_tokens, of_layer) = values_and_live((tokens, layer))
     live = Live(of_tokens.x, of_tokens.temperature, of_layer.w, of_layer.options)
-    return *jax.tree.map(lambda leaf: leaf.value, args, is_leaf=is_primal), live
+    return tokens, layer, live
 
 
 def _cotangents(bars: Any, dtype: DTypeLike, mesh: Mesh | None) -> tuple[Tokens, Layer]:

@@ -34,7 +34,7 @@ STOREYS = (
     ("_core",),
     ("_rows",),
     ("_functions",),
-    ("_linear", "_simplex"),
+    ("_linear", "_attention", "_simplex"),
     ("",),
     ("analysis", "testing"),
     ("lineax", "plot"),
