@@ -36,11 +36,13 @@ class Found(NamedTuple):
         row: the largest score, and Z - 1; -1 for a query without keys and sink.
         dominant: the key with a probability above 1/2, or `SINK`, or `NONE`.
         relative: R for a dominant key or sink, else O; less the offset of the values.
+        gap: Σ p_j (m - s_j), if it is asked for.
     """
 
     row: Row
     dominant: Int[Array, "b t k g"]
     relative: Float[Array, "b t k g h"]
+    gap: Float[Array, "b t k g"] | None
 
 
 class _Sums(NamedTuple):
@@ -50,43 +52,54 @@ class _Sums(NamedTuple):
         row: the largest score, and Z - 1.
         key: the first key that has it; -1 for none, and for the sink.
         others: Σ exp(s_j - m) V_j without that key.
+        gap: Σ exp(s_j - m) (m - s_j), if it is asked for.
     """
 
     row: Row
     key: Int[Array, "b t k g"]
     others: Float[Array, "b t k g h"]
+    gap: Float[Array, "b t k g"] | None
 
 
-def found(operands: Operands, constants: Constants, division: Division) -> Found:
+def found(
+    operands: Operands, constants: Constants, division: Division, *, gap: bool = False
+) -> Found:
     """Goes over all pairs of chunks once."""
     operands = lax.stop_gradient(operands)
 
     def step(sums: _Sums, pair: Pair) -> tuple[_Sums, None]:
         here = scores.of_queries(sums, pair[0], division)
         of_pair = _of_pair(operands, constants, division, pair)
+        of_pair = of_pair if gap else of_pair._replace(gap=None)
         here = _together(here, of_pair, operands, constants)
         return jax.tree.map(lambda x, y: scores.put(x, y, (1, pair[0])), sums, here), None
 
-    sums = scores.over_pairs(step, _start(operands), operands.q, division)
+    start = _start(operands)
+    start = start._replace(gap=jnp.zeros_like(start.row.rest)) if gap else start
+    sums = scores.over_pairs(step, start, operands.q, division)
     rest = sums.row.rest
     dominant = jnp.where(sums.key < 0, SINK, sums.key)
     dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), dominant, NONE)
     of_top = jnp.where(dominant == NONE, (rest >= 0).astype(rest.dtype), -rest)
     total = sums.others + of_top[..., None] * scores.values_at(operands, constants, sums.key)
-    return Found(sums.row, dominant, total / divisor(1 + rest)[..., None])
+    z = divisor(1 + rest)
+    mean = None if sums.gap is None else sums.gap / z
+    return Found(sums.row, dominant, total / z[..., None], mean)
 
 
 def _start(operands: Operands) -> _Sums:
     """The sums of no key but the sink."""
-    shape, dtype = operands.q.shape, compute_dtype(operands.q.dtype)
-    zeros, none = devices.typed((jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], dtype)), operands.q)
+    shape, dtype = operands.q.shape[:-1], compute_dtype(operands.q.dtype)
+    none = devices.typed(jnp.zeros(shape, dtype), operands.q)
+    others = devices.typed(jnp.zeros((*shape, operands.v.shape[-1]), dtype), operands.q)
     lowest = jnp.finfo(dtype).min
     key = jnp.full_like(none, -1, jnp.int32)
     if operands.sink is None:
-        return _Sums(Row(none + lowest, none - 1), key, zeros)
+        return _Sums(Row(none + lowest, none - 1), key, others, None)
     sink = operands.sink[None, None]
     absent = (sink == -jnp.inf).astype(none.dtype)
-    return _Sums(Row(none + jnp.maximum(sink, lowest), none - absent), key, zeros)
+    row = Row(none + jnp.maximum(sink, lowest), none - absent)
+    return _Sums(row, key, others, None)
 
 
 def _of_pair(operands: Operands, constants: Constants, division: Division, pair: Pair) -> _Sums:
@@ -102,7 +115,10 @@ def _of_pair(operands: Operands, constants: Constants, division: Division, pair:
     rest = jnp.where(largest == -jnp.inf, -1, jnp.sum(others, -1, keepdims=True))
     key = pair[1] * division.keys - first.astype(jnp.int32)
     row = Row(scores.by_query(top), scores.by_query(rest))
-    return _Sums(row, scores.by_query(key), mixed(contractions.of_queries, others, part.v))
+    gaps = jnp.where(others == 0, 0, others * (top - s))
+    gap = scores.by_query(jnp.sum(gaps, -1, keepdims=True))
+    others = mixed(contractions.of_queries, others, part.v)
+    return _Sums(row, scores.by_query(key), others, gap)
 
 
 def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _Sums:
@@ -113,6 +129,15 @@ def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _
     joins = jnp.where(newer, of_a, of_b)
     joins = jnp.where(jnp.where(newer, a.row.rest, b.row.rest) < 0, 0, joins)  # of no key at all
     value = scores.values_at(operands, constants, jnp.where(newer, a.key, b.key))
-    of_a, of_b, joins = (x[..., None] for x in (of_a, of_b, joins))
-    others = of_a * a.others + of_b * b.others + joins * value
-    return _Sums(row, jnp.where(newer, b.key, a.key), others)
+    others = joins[..., None] * value
+    others += of_a[..., None] * a.others + of_b[..., None] * b.others
+    gap = None
+    if a.gap is not None and b.gap is not None:
+        gap = _moved(a.gap, a.row, row) + _moved(b.gap, b.row, row)
+    return _Sums(row, jnp.where(newer, b.key, a.key), others, gap)
+
+
+def _moved(gap: Array, part: Row, row: Row) -> Array:
+    """Σ exp(s_j - m) (m - s_j) of a part, with the maximum m of the whole row."""
+    z, step = 1 + part.rest, row.top - part.top
+    return jnp.exp(-step) * (gap + jnp.where(z == 0, 0, z * step))

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft._attention.layout import attention
 from jaxsoft._attention.scores import Division
 from jaxsoft._core import options, validation
-from jaxsoft._core.sizes import known
+from jaxsoft._core.sizes import Size, known
 
 # Products of matrices of this size are fast on a CPU, and their results stay in its cache.
 _QUERIES, _KEYS = 256, 512
@@ -136,14 +136,50 @@ def dot_product_attention(
     Source: Rabe & Staats 2021, "Self-attention does not need O(n²) memory"; Dao 2023,
     "FlashAttention-2".
     """
-    name = "dot_product_attention"
-    arrays = _arrays(name, query, key, value)
-    (*batch, t, n, h), s = arrays[0].shape, arrays[1].shape[-3]
+    args, division = arguments(
+        "dot_product_attention",
+        (query, key, value),
+        bias,
+        mask,
+        scale=scale,
+        is_causal=is_causal,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+        local_window_size=local_window_size,
+        sink=sink,
+        softcap=softcap,
+        query_chunk=query_chunk,
+        key_chunk=key_chunk,
+    )
+    out = attention(*args, division=division)
+    return out if return_residual else out[0]
+
+
+def arguments(
+    name: str,
+    arrays: tuple[Any, Any, Any],
+    bias: Any,
+    mask: Any,
+    *,
+    scale: Any,
+    is_causal: bool,
+    query_seq_lengths: Any,
+    key_value_seq_lengths: Any,
+    local_window_size: Any,
+    sink: Any,
+    softcap: Any,
+    query_chunk: Any,
+    key_chunk: Any,
+) -> tuple[tuple[Any, ...], Division]:
+    """Returns the arguments of `layout.prepared`, and how they are divided, or raises an error."""
+    query, key, value = _arrays(name, *arrays)
+    (*batch, t, n, h), s = query.shape, key.shape[-3]
     shape = (*(batch or [1]), n, t, s)
     if bias is not None:
         bias = _broadcastable(name, "bias", validation.floating(name, "bias", bias), shape)
-    given = validation.booleans(name, "mask", mask)
-    of_pairs = None if given is None else _broadcastable(name, "mask", given, shape)
+    mask = validation.booleans(name, "mask", mask)
+    if mask is not None:
+        mask = _broadcastable(name, "mask", mask, shape)
     # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
     counted = known(lambda: int(h) >= 0, False)
     alpha: Any = 1 / math.sqrt(max(h, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(h, float))
@@ -163,8 +199,7 @@ def dot_product_attention(
         0 if is_causal else right,
     )
     cap = options.softcap(name, softcap)
-    out = attention(*arrays, bias, of_pairs, alpha, queries, keys, sink, cap, division=division)
-    return out if return_residual else out[0]
+    return (query, key, value, bias, mask, alpha, queries, keys, sink, cap), division
 
 
 def _arrays(name: str, query: Any, key: Any, value: Any) -> list[Array]:
@@ -200,7 +235,7 @@ def _broadcastable(name: str, argument: str, value: Array, shape: tuple[int, ...
     return value.reshape((1,) * (4 - value.ndim) + value.shape)
 
 
-def _lengths(name: str, argument: str, value: Any, batch: int) -> Array | None:
+def _lengths(name: str, argument: str, value: Any, batch: Size) -> Array | None:
     """The lengths of sequences as an array of shape [B], or None."""
     if value is None:
         return None
@@ -226,7 +261,7 @@ def _window(name: str, value: Any) -> tuple[int | None, int | None]:
     return left, right
 
 
-def _even(length: int, most: int) -> int:
+def _even(length: Size, most: int) -> Size:
     """The size of chunks of one size, at most `most`, that hold little more than the length."""
     if not known(lambda: length > most, False):
         return length if known(lambda: length > 0, True) else 1

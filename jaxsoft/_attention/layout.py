@@ -11,7 +11,7 @@ from jaxsoft._attention.dominant import found
 from jaxsoft._attention.scores import Constants, Division, Operands
 from jaxsoft._core import devices, programs
 from jaxsoft._core.programs import Places
-from jaxsoft._core.sizes import known
+from jaxsoft._core.sizes import Size, known
 from jaxsoft._rows.logits import compute_dtype, nan_unless
 
 
@@ -21,6 +21,21 @@ def _places(ndim: int, **_: Any) -> tuple[Places, Places]:
 
 @programs.program(static=("division",), places=_places)
 def attention(
+    query: Array, key: Array, value: Array, *options: Any, division: Division
+) -> tuple[Array, Array]:
+    """The output and the logsumexp, given the arguments of `operands`."""
+    operands, constants = prepared(query, key, value, *options, division=division)
+    seen = found(operands, constants, division)
+    rows = pullback.rows(operands, constants, seen, division)
+    empty = seen.row.rest < 0  # without a key and without a sink
+    out = rows.relative + pullback.dominant_values(operands, constants, seen)
+    out = out + constants.offset[:, :, :, None].astype(out.dtype)
+    out = jnp.where(empty[..., None], 0, out)
+    logsumexp = jnp.where(empty, -jnp.inf, seen.row.top + rows.log_total)
+    return restored(out, query.shape).astype(query.dtype), restored(logsumexp, query.shape[:-1])
+
+
+def prepared(
     query: Array,
     key: Array,
     value: Array,
@@ -33,17 +48,16 @@ def attention(
     softcap: Any,
     *,
     division: Division,
-) -> tuple[Array, Array]:
-    """The output and the logsumexp; a bias or a mask has four axes."""
-    shape, dtype, wide = query.shape, query.dtype, compute_dtype(query.dtype)
-    t, n, h = shape[-3:]
-    heads = key.shape[-2]
-    groups = heads, n // heads
+) -> tuple[Operands, Constants]:
+    """Whole chunks of all arrays, where a bias or a mask has four axes; heads in groups."""
+    shape, wide = query.shape, compute_dtype(query.dtype)
+    groups = key.shape[-2], shape[-2] // key.shape[-2]
     numbers = (None if x is None else jnp.asarray(x, wide) for x in (scale, softcap, sink))
     lengths = (None if x is None else _as_int32(x) for x in (query_lengths, key_lengths))
     given = devices.aligned(query, key, value, bias, mask, *lengths, *numbers)
     query, key, value, bias, mask, query_lengths, key_lengths, scale, softcap, sink = given
-    q = query.reshape(shape[0] if query.ndim == 4 else 1, t, *groups, h)
+    batch = shape[:-3] or (1,)
+    q = query.reshape(*batch, shape[-3], *groups, shape[-1])
     k, v = (x if x.ndim == 4 else x[None] for x in (key, value))
     if known(lambda: division.length == 0, False):
         k, v = (_filled(x, 1, 1) for x in (k, v))
@@ -57,15 +71,13 @@ def attention(
     bias, mask = (_in_chunks(x, division) for x in (bias, mask))
     sink = None if sink is None else sink.reshape(groups)
     operands = Operands(q, k, v, bias, scale, softcap, sink)
-    constants = Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
-    seen = found(operands, constants, division)
-    rows = pullback.rows(operands, constants, seen, division)
-    empty = seen.row.rest < 0  # without a key and without a sink
-    out = rows.relative + pullback.dominant_values(operands, constants, seen)
-    out = out + offset[:, :, :, None].astype(wide)
-    out = jnp.where(empty[..., None], 0, out)[:, :t]
-    logsumexp = jnp.where(empty, -jnp.inf, seen.row.top + rows.log_total)[:, :t]
-    return out.reshape(shape).astype(dtype), logsumexp.reshape(shape[:-1])
+    return operands, Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
+
+
+def restored(x: Array, shape: tuple[int, ...]) -> Array:
+    """The queries that were given, with the heads along one axis."""
+    t = shape[1 if len(shape) == x.ndim - 1 else 0]
+    return x[:, :t].reshape(shape)
 
 
 def _in_chunks(x: Array | None, division: Division) -> Array | None:
@@ -77,7 +89,7 @@ def _in_chunks(x: Array | None, division: Division) -> Array | None:
     return x
 
 
-def _filled(x: Array, axis: int, size: int) -> Array:
+def _filled(x: Array, axis: int, size: Size) -> Array:
     """An array with zeros at the end of an axis, so that chunks of a size fill it."""
     length = x.shape[axis]
     missing = max(-length % size, size - length) if known(lambda: length != size, False) else 0

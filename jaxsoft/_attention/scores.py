@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsoft._attention import contractions
-from jaxsoft._core.sizes import known
+from jaxsoft._core.sizes import Size, known
 from jaxsoft._rows.logits import cap, compute_dtype
 
 # The numbers of a chunk of queries and of a chunk of keys.
@@ -37,9 +37,9 @@ class Division(NamedTuple):
         right: how far a query sees ahead; None for no limit.
     """
 
-    queries: int
-    keys: int
-    length: int
+    queries: Size
+    keys: Size
+    length: Size
     left: int | None
     right: int | None
 
@@ -120,7 +120,7 @@ def over_pairs(
     return lax.scan(step, carry, (queries, keys))[0]
 
 
-def _pairs(division: Division, length: int) -> list[tuple[int, int]]:
+def _pairs(division: Division, length: Size) -> list[tuple[int, int]]:
     t, s = division.queries, division.keys
     return [
         (i, j)
@@ -130,12 +130,12 @@ def _pairs(division: Division, length: int) -> list[tuple[int, int]]:
     ]
 
 
-def _count(length: int, size: int) -> int:
+def _count(length: Size, size: Size) -> int:
     """How many chunks there are; one of a symbolic size."""
     return 1 if known(lambda: length <= size, True) else math.ceil(length / size)
 
 
-def cut(x: Array, i: Array | int, size: int, axis: int) -> Array:
+def cut(x: Array, i: Array | int, size: Size, axis: int) -> Array:
     """Chunk i along an axis, or an array that all chunks share."""
     if known(lambda: x.shape[axis] in (1, size), True):
         return x
@@ -180,7 +180,7 @@ def added(total: Operands, part: Operands, pair: Pair) -> Operands:
 
 
 def _starts(total: Array, part: Array, along: tuple[tuple[int, Array | int], ...]) -> list[Array]:
-    def start(size: int, of_part: int, i: Array | int) -> Array:
+    def start(size: Size, of_part: Size, i: Array | int) -> Array:
         whole = known(lambda: size == of_part, True)
         return jnp.asarray(0 if whole else i * of_part, jnp.int32)
 

@@ -12,6 +12,9 @@ _Inconclusive: Any = (
 )
 
 
+Size = Any  # an int, or a symbolic size
+
+
 def known(question: Callable[[], bool], default: bool) -> bool:
     """The answer to a question about sizes, or the default where a size is symbolic."""
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsoft
+from jaxsoft.analysis import attention_statistics
 from tests.attention.plain import attention, visible
 
 B, T, S, N, H = 2, 7, 11, 4, 3
@@ -224,3 +225,45 @@ def test_what_is_hidden_throughout_is_not_computed():
     # A loop over the pairs of chunks: of 8 × 8, the lower triangle, and three diagonals.
     for options, pairs in ({}, 64), ({"is_causal": True}, 36), ({"local_window_size": 8}, 22):
         assert f"length={pairs}" in count(**options)
+
+
+# ------------------------------------------------------------------- attention_statistics
+
+
+@pytest.mark.parametrize("name", ["plain", "everything", "a number for a sink"])
+def test_statistics(name):
+    given, hidden, (queries, keys) = CASES[name]
+    given = {name: x for name, x in given.items() if name != "value"}
+    mask, options = hidden.get("mask", True), {k: v for k, v in hidden.items() if k != "mask"}
+    see = np.broadcast_to(visible(T, S, **options) & mask, (B, N, T, S))
+    found = attention_statistics(**given, mask=see, query_chunk=queries, key_chunk=keys)
+    k = np.repeat(given["key"], N // given["key"].shape[2], 2)
+    s = np.einsum("btnh,bsnh->bnts", given["query"], k) * given.get("scale", H**-0.5)
+    cap = given.get("softcap")
+    s = s if cap is None else cap * np.tanh(s / cap)
+    s = np.where(see, s + given.get("bias", 0), -np.inf)
+    if "sink" in given:
+        sink = np.broadcast_to(given["sink"], N)[None, :, None, None]
+        s = np.concatenate([s, np.broadcast_to(sink, (B, N, T, 1))], -1)
+    top = s.max(-1)
+    with np.errstate(invalid="ignore"):
+        p = np.nan_to_num(np.exp(s - np.logaddexp.reduce(s, -1, keepdims=True)))
+    entropy = -np.sum(p * np.log(np.where(p == 0, 1, p)), -1)
+    for x, wanted in zip(found, (entropy, top, p.max(-1)), strict=True):
+        np.testing.assert_allclose(x, np.swapaxes(wanted, 1, 2), rtol=1e-12, atol=1e-13)
+
+
+def test_the_entropy_keeps_its_digits():
+    q, k = np.ones((1, 1, 1), "float32"), np.array([20, 0], "float32").reshape(2, 1, 1)
+    entropy, score, weight = attention_statistics(q, k)
+    np.testing.assert_allclose(entropy, np.log1p(np.exp(-20)) + 20 / (1 + np.exp(20)), rtol=1e-6)
+    assert (score, weight) == (20, 1)
+
+
+def test_statistics_of_a_query_without_a_key():
+    q = np.ones((3, 1, 2))
+    found = attention_statistics(q, q, mask=np.zeros((3, 3), bool))
+    assert [x.tolist() for x in found] == [[[x]] * 3 for x in (0.0, -np.inf, 0.0)]
+    message = "attention_statistics: key must have shape"
+    with pytest.raises(ValueError, match=message):
+        attention_statistics(q, q[0])

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import accuracy, compilation, jacobian, linear, memory, programs, speed, targets
+from benchmarks import (
+    accuracy,
+    attention,
+    compilation,
+    jacobian,
+    linear,
+    memory,
+    programs,
+    speed,
+    targets,
+)
 from jaxsoft._demo.timing import Timing
 
 CASE = linear.Case((60, 8, 90), "float32")
@@ -61,7 +71,12 @@ def test_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(linear, "QUICK_SHAPES", (CASE.shape,))
     monkeypatch.setattr(linear, "SIXTEEN_BIT", 0)
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
+    monkeypatch.setattr(attention, "QUICK_LENGTHS", (3,))
+    monkeypatch.setattr(attention, "GAPS", (17,))
+    monkeypatch.setattr(attention, "QUANTITIES", {attention.GRADIENT: attention._loss_and_gradient})
+    monkeypatch.setattr(attention, "_CHEAPER", ())
     program = compilation.Compiled((0.1, 0.2, 0.3, 0.6), 1000, 20)
+    monkeypatch.setattr(attention, "compiled", lambda function, args: program)
     monkeypatch.setattr(compilation, "compiled", lambda function, args: program)
     monkeypatch.setattr(programs, "compiled", lambda function, args: program)
     output = tmp_path / "results.md"
@@ -101,6 +116,20 @@ def test_results(monkeypatch, capsys, tmp_path):
     assert len(sizes) == len(programs.QUANTITIES) * len(programs.DERIVATIVES)
     size = ["10", "1.00 (1000/1000)", "1.00 (20/20)", "1.0 (100/100)"]
     assert sizes["loss, gradient of that"] == size
+
+    of_attention = table(written, " | ".join(attention.COLUMNS))
+    assert list(of_attention) == [f"loss + gradient{c}, float32, 3" for c in ("", ", causal")]
+    for milliseconds, ratio, *rest in of_attention.values():
+        assert float(milliseconds) >= 0
+        assert float(ratio.partition(" ")[0]) > 0
+        assert (rest[0], rest[-1]) == ("–", "–")
+    ((own, peer),) = table(written, "relative error of ∂loss/∂s | jaxsoft | jax.nn").values()
+    assert float(own) < 1e-6
+    assert peer == "all"
+    compiling = table(
+        written, "trace, lower and compile | jaxsoft, s | time / jax.nn | time / tokamax"
+    )
+    assert list(compiling.values()) == [["0.60", "1.00 (1.00–1.00)", "–"]] * 2
 
     layers = table(written, " | ".join(linear.COLUMNS))
     assert list(layers) == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
@@ -249,6 +278,43 @@ def test_candidates_compute_the_same():
     expected, *others = (c.program(args).call(*args) for c in REQUIRED)
     for computed in others:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantity", attention.QUANTITIES)
+def test_attentions_compute_the_same(quantity):
+    case = attention.Case(quantity, 3, "float32", causal=True)
+    args = attention.arguments(case, 0)
+    own, peer = (
+        jax.jit(attention.program(case, name))(*args) for name in (attention.OWN, attention.PEER)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), own, peer)
+
+
+def test_attention_at_the_largest_size_is_timed_where_it_is_affordable():
+    rounds = {case.title: case.rounds for case in attention.cases(quick=False)}
+    assert rounds["loss + gradient, causal, float32, 2048"] > 2
+    assert rounds["loss + gradient, causal, float32, 8192"] == 2
+    assert rounds["jvp, float32, 8192"] == 0
+    assert "forward, bfloat16, 2048" in rounds
+
+
+def test_attention_without_a_derivative_or_too_large_has_no_time(monkeypatch):
+    def fails(*args, **options):
+        raise TypeError("no such derivative\nand more")
+
+    sizes = iter((None, attention._LIMIT + 1))
+    monkeypatch.setattr(attention, "scratch_bytes", lambda compiled: next(sizes))
+    attentions = dict.fromkeys((attention.OWN, attention.PEER), lambda q, k, v, is_causal: q)
+    monkeypatch.setattr(attention, "ATTENTIONS", attentions | {attention.OPTIONAL: fails})
+    monkeypatch.setattr(attention, "_installed", lambda: attention.NAMES)
+    found = attention.measure(attention.Case("jvp", 2, "float32", rounds=2), 0.001, 0)
+    title, milliseconds, *ratios, own, peer, optional = found.row
+    assert title == "jvp, float32, 2"
+    assert float(milliseconds) >= 0
+    assert ratios == ["–", "–"]
+    assert (own, peer, optional) == ("–", "5120", "–")
+    assert found.left_out == "tokamax, jvp: left out, TypeError: no such derivative"
 
 
 @pytest.mark.slow

@@ -272,6 +272,7 @@ def small(monkeypatch):
     monkeypatch.setattr(command, "ROWS", command.ROWS[:3])
     monkeypatch.setattr(command, "QUICK_ROW_SIZES", ((8, 16),))
     monkeypatch.setattr(command, "LAYER_SIZES", ((8, 4, 16),))
+    monkeypatch.setattr(command, "ATTENTION_SIZES", ((24, 4, 5),))
     monkeypatch.setattr(command, "DTYPES", ("float32",))
 
 
@@ -281,9 +282,13 @@ def test_the_command_prints_a_table_and_keeps_the_programs(tmp_path, capsys):
         assert command.main(["--quick", "--markdown", "--dump", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if line.startswith("|")]
-    programs = 2 * (len(command.ROWS) + len(command.LAYERS))
-    assert len(lines) == programs + 4
+    programs = 2 * (len(command.ROWS) + len(command.LAYERS) + len(command.ATTENTION))
+    assert len(lines) == programs + 6
     assert lines[0].startswith("| here, float32 |  | floor | 8×16 |")
+    # Three queries and five keys of eight heads and four features; the scores are the unit.
+    floor = (3 + 5 + 5 + 3) * 8 * 4 / (3 * 8 * 5)
+    of_attention = [line.split(" | ") for line in lines if "| attention of 8 heads |" in line]
+    assert [words[2] for words in of_attention] == [f"{floor:.1f}"] * 2
     assert printed.err == ""
     files = list(tmp_path.iterdir())
     assert len(files) == programs
