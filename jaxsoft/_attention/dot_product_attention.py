@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft._attention.layout import attention
 from jaxsoft._attention.scores import Division
 from jaxsoft._core import options, validation
-from jaxsoft._core.sizes import Size, known
+from jaxsoft._core.sizes import Shape, Size, known
 
 # Products of matrices of this size are fast on a CPU, and their results stay in its cache.
 _QUERIES, _KEYS = 256, 512
@@ -226,7 +226,7 @@ def _arrays(name: str, query: Any, key: Any, value: Any) -> list[Array]:
     return arrays
 
 
-def _broadcastable(name: str, argument: str, value: Array, shape: tuple[int, ...]) -> Array:
+def _broadcastable(name: str, argument: str, value: Array, shape: Shape) -> Array:
     """An array with four axes, each of size 1 or as in the shape [B, N, T, S]."""
     if not validation.broadcasts(value.shape, shape):
         raise ValueError(

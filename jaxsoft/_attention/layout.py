@@ -11,7 +11,7 @@ from jaxsoft._attention.dominant import found
 from jaxsoft._attention.scores import Constants, Division, Operands
 from jaxsoft._core import devices, programs
 from jaxsoft._core.programs import Places
-from jaxsoft._core.sizes import Size, known
+from jaxsoft._core.sizes import Shape, Size, known
 from jaxsoft._rows.logits import compute_dtype, nan_unless
 
 
@@ -74,7 +74,7 @@ def prepared(
     return operands, Constants(offset, mask, query_lengths, key_lengths, bad_q, bad_k)
 
 
-def restored(x: Array, shape: tuple[int, ...]) -> Array:
+def restored(x: Array, shape: Shape) -> Array:
     """The queries that were given, with the heads along one axis."""
     t = shape[1 if len(shape) == x.ndim - 1 else 0]
     return x[:, :t].reshape(shape)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsoft._core import devices
 from jaxsoft._core.devices import Mesh
+from jaxsoft._core.sizes import Shape
 
 
 class ClassAxis(NamedTuple):
@@ -77,7 +78,7 @@ def merged_axis(ndim: int, axes: tuple[int, ...]) -> int:
     return axes[0] if len(axes) == 1 else ndim - len(axes)
 
 
-def unmerge_axes(x: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+def unmerge_axes(x: Array, axes: tuple[int, ...], shape: Shape) -> Array:
     """Undoes `merge_axes` for an array that had `shape`."""
     if len(axes) == 1:
         return x
@@ -101,6 +102,6 @@ def take(z: Float[Array, "..."], index: Int[Array, "..."], axis: int) -> Float[A
     return jnp.take_along_axis(z, index, axis, mode="promise_in_bounds").squeeze(axis)
 
 
-def one_hot(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
+def one_hot(index: Int[Array, "..."], shape: Shape, axis: int) -> Bool[Array, "..."]:
     """Where the position along the axis is the index."""
     return lax.broadcasted_iota(index.dtype, shape, axis) == jnp.expand_dims(index, axis)

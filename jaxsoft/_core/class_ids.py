@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsoft._core import validation
-from jaxsoft._core.sizes import known
+from jaxsoft._core.sizes import Shape, known
 
 
 def labels(
     function: str,
     value: Any,
-    shape: tuple[int, ...],
+    shape: Shape,
     reduced: tuple[int, ...],
     ignore_index: Any,
     *,
@@ -61,7 +61,7 @@ def ids(
     function: str,
     argument: str,
     value: Any,
-    shape: tuple[int, ...],
+    shape: Shape,
     of: str,
     ignore_index: Any = None,
 ) -> tuple[Array, int | None]:
@@ -70,7 +70,7 @@ def ids(
     return _of_shape(function, argument, given, shape, of), index
 
 
-def one_class(function: str, argument: str, value: Any, n: int, shape: tuple[int, ...]) -> Array:
+def one_class(function: str, argument: str, value: Any, n: int, shape: Shape) -> Array:
     """Returns class ids broadcast to `shape`; those given as one number must lie in [0, n)."""
     given, _ = _signed(function, argument, value, None)
     if not validation.is_kind(given.dtype, jnp.integer):
@@ -97,7 +97,7 @@ def segments(function: str, value: Any, count: Any, n: int) -> tuple[Array, int]
     return given, number
 
 
-def _of_shape(function: str, argument: str, given: Array, shape: tuple[int, ...], of: str) -> Array:
+def _of_shape(function: str, argument: str, given: Array, shape: Shape, of: str) -> Array:
     if not validation.is_kind(given.dtype, jnp.integer):
         raise _not_ids(function, argument, given)
     validation.same_shape(function, argument, given, shape, of)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from jaxsoft._core.sizes import Shape
 from jaxsoft._core.validation import (
     axes,
     booleans,
@@ -22,7 +23,7 @@ from jaxsoft._core.validation import (
 
 
 def per_row(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
+    function: str, argument: str, value: Any, shape: Shape, reduced: tuple[int, ...]
 ) -> Array | None:
     """Returns an option that has one value for each row, with the reduced axes of size 1."""
     if value is None:
@@ -34,9 +35,7 @@ def per_row(
     )
 
 
-def temperature(
-    function: str, value: Any, shape: tuple[int, ...], reduced: tuple[int, ...]
-) -> Array | None:
+def temperature(function: str, value: Any, shape: Shape, reduced: tuple[int, ...]) -> Array | None:
     """As `per_row`; None stands for a temperature of one, for which nothing is divided."""
     if _is_number(value):
         number = float(value)
@@ -103,9 +102,7 @@ def softcap(function: str, value: Any) -> ArrayLike | None:
     return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
 
 
-def non_negative(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
-) -> Array:
+def non_negative(function: str, argument: str, value: Any, shape: Shape, wanted: str) -> Array:
     """Returns an array broadcast to `shape`; one given as a number must be 0 or more."""
     array = floating(function, argument, value)
     if _is_number(value) and not float(value) >= 0:
@@ -113,9 +110,7 @@ def non_negative(
     return broadcast(function, argument, array, shape, wanted)
 
 
-def positive(
-    function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str
-) -> Array:
+def positive(function: str, argument: str, value: Any, shape: Shape, wanted: str) -> Array:
     """Returns an array broadcast to `shape`; one given as a number must be positive."""
     array = floating(function, argument, value)
     if _is_number(value) and not float(value) > 0:

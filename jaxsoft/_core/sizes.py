@@ -13,6 +13,7 @@ _Inconclusive: Any = (
 
 
 Size = Any  # an int, or a symbolic size
+Shape = tuple[Size, ...]
 
 
 def known(question: Callable[[], bool], default: bool) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxsoft._core import devices
 from jaxsoft._core.devices import Mesh
+from jaxsoft._core.sizes import Shape
 
 Axis = int | Sequence[int] | None
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -114,13 +115,13 @@ def undivided(function: str, axis_name: AxisName) -> None:
 
 
 def mask(
-    function: str, where: Any, shape: tuple[int, ...], wanted: str = "the shape of the logits"
+    function: str, where: Any, shape: Shape, wanted: str = "the shape of the logits"
 ) -> Array | None:
     """Returns the boolean mask broadcast to `shape`."""
     return None if where is None else boolean(function, "where", where, shape, wanted)
 
 
-def boolean(function: str, argument: str, value: Any, shape: tuple[int, ...], wanted: str) -> Array:
+def boolean(function: str, argument: str, value: Any, shape: Shape, wanted: str) -> Array:
     """Returns a boolean array broadcast to `shape`."""
     given = array(function, argument, value)
     _require_boolean(function, argument, given)
@@ -132,9 +133,7 @@ def _require_boolean(function: str, argument: str, value: Array) -> None:
         raise TypeError(f"{function}: {argument} must be boolean, got dtype {value.dtype}")
 
 
-def broadcast(
-    function: str, argument: str, value: Array, shape: tuple[int, ...], wanted: str
-) -> Array:
+def broadcast(function: str, argument: str, value: Array, shape: Shape, wanted: str) -> Array:
     """Returns `value` broadcast to `shape`, or raises `ValueError`."""
     if not broadcasts(value.shape, shape):
         raise ValueError(
@@ -143,7 +142,7 @@ def broadcast(
     return value if value.shape == shape else jnp.broadcast_to(value, shape)
 
 
-def same_shape(function: str, argument: str, value: Array, shape: tuple[int, ...], of: str) -> None:
+def same_shape(function: str, argument: str, value: Array, shape: Shape, of: str) -> None:
     """Raises `ValueError` unless `value` has the given shape."""
     if value.shape != shape:
         raise ValueError(
@@ -190,7 +189,7 @@ def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:
     return given
 
 
-def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def broadcasts(shape: Shape, wanted: Shape) -> bool:
     """Whether an array of one shape can be broadcast to the other."""
     sizes = (1,) * (len(wanted) - len(shape)) + shape
     return len(sizes) == len(wanted) and all(

@@ -24,6 +24,13 @@ class AttentionStatistics(NamedTuple):
         entropy: -Σ p log p of the weights, the sink among them, in nats; 0 without a key.
         largest_score: of all keys and the sink, scaled, with cap and bias; -inf without a key.
         largest_weight: its probability; 0 without a key.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoft.analysis import attention_statistics
+        >>> x = jnp.zeros((3, 2, 4))
+        >>> print(attention_statistics(x, x).entropy.shape)
+        (3, 2)
     """
 
     entropy: Float[Array, "..."]
