@@ -10,6 +10,7 @@ from pathlib import Path
 try:
     from benchmarks import (
         accuracy,
+        attention,
         compilation,
         environment,
         jacobian,
@@ -99,6 +100,18 @@ def _linear(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield from dict.fromkeys(line for result in measured for line in result.left_out)
 
 
+def _attention(options: argparse.Namespace) -> Iterator[str | Grid]:
+    yield attention.CAPTION
+    cases = tracked(attention.cases(quick=options.quick), "attention")
+    measured = [attention.measure(case, options.seconds, options.seed) for case in cases]
+    yield Grid(attention.COLUMNS, tuple(result.row for result in measured))
+    yield from dict.fromkeys(result.left_out for result in measured if result.left_out)
+    yield attention.ACCURACY_CAPTION
+    yield attention.digits()
+    yield attention.COMPILE_CAPTION
+    yield attention.compilation(quick=options.quick)
+
+
 def _compile(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield compilation.CAPTION
     for case in tracked(compilation.cases(quick=options.quick), "compile"):
@@ -118,6 +131,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "speed": ("Speed", _speed),
     "jacobian": ("The Jacobian", _jacobian),
     "linear": ("A large vocabulary", _linear),
+    "attention": ("Attention", _attention),
     "programs": ("Size of programs", _programs),
     "compile": ("Compilation of deep models", _compile),
 }

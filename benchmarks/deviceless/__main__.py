@@ -14,19 +14,28 @@ import jax.numpy as jnp
 import jaxsoft
 from benchmarks.deviceless.devices import DEVICES, Device, MissingPlugin
 from benchmarks.deviceless.hlo import Traffic, traffic
-from benchmarks.deviceless.programs import LAYERS, ROWS, Build, Comparison, Size, rows_and_classes
+from benchmarks.deviceless.programs import (
+    ATTENTION,
+    LAYERS,
+    ROWS,
+    Build,
+    Comparison,
+    Size,
+    rows_and_classes,
+)
 from benchmarks.tables import Grid, markdown, plain
 
 ROW_SIZES: tuple[Size, ...] = ((8192, 1024), (4096, 16_384), (1024, 50_304), (512, 131_072))
 LAYER_SIZES: tuple[Size, ...] = ((8192, 2048, 50_304), (4096, 4096, 131_072))
+ATTENTION_SIZES: tuple[Size, ...] = ((8 * 2048, 64, 2048),)
 QUICK_ROW_SIZES: tuple[Size, ...] = ((4096, 16_384), (1024, 50_304))
 DTYPES = ("float32", "bfloat16")
 
 _CAPTION = (
     "Compiled ahead of time, and never run. Each entry: the bytes that the program moves, in "
-    "passes over the array of logits, the number of kernels, and the temporary memory in the same "
-    "unit where there is any. The floor is what arguments and results alone move. What is counted "
-    "is said in benchmarks/deviceless/hlo.py."
+    "passes over the array of logits, which of attention are the scores; the number of kernels; "
+    "and the temporary memory in the same unit where there is any. The floor is what arguments and "
+    "results alone move. What is counted is said in benchmarks/deviceless/hlo.py."
 )
 
 
@@ -111,6 +120,7 @@ def grids(devices: Sequence[Device], *, quick: bool, dump: Path | None) -> Itera
         for dtype in DTYPES:
             yield grid(device, ROWS, row_sizes, dtype, dump)
             yield grid(device, LAYERS, layer_sizes, dtype, dump)
+            yield grid(device, ATTENTION, ATTENTION_SIZES, dtype, dump)
 
 
 # ------------------------------------------------------------------------------------- command

@@ -14,12 +14,15 @@ import jaxsoft
 from benchmarks.deviceless.devices import Device
 from jaxsoft._demo.timing import QUANTITIES
 
-Size = tuple[int, ...]  # rows × classes, or tokens × features × classes
+# rows × classes, tokens × features × classes, or queries of all heads × features × keys
+Size = tuple[int, ...]
 Softmax = Callable[[Array], Array]
 
 # A function and its arguments, which hold no data.
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 Build = Callable[[Device, Size, str], Program]
+
+HEADS = 8  # of attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,44 @@ def _peer_layer_loss(x: Array, w: Array, labels: Array) -> Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+# ----------------------------------------------------------------------------------- of attention
+
+Attention = Callable[..., Array]
+
+
+def _attends(attention: Attention) -> Build:
+    """The program of the output."""
+
+    def build(device: Device, size: Size, dtype: str) -> Program:
+        return attention, _queries_keys_values(device, size, dtype)
+
+    return build
+
+
+def _attends_and_differentiates(attention: Attention) -> Build:
+    """The program of Σ g ∘ output and its gradient by queries, keys and values."""
+
+    def loss(q: Array, k: Array, v: Array, g: Array) -> Array:
+        return jnp.vdot(attention(q, k, v), g, preferred_element_type=jnp.float32)
+
+    def build(device: Device, size: Size, dtype: str) -> Program:
+        q, k, v = _queries_keys_values(device, size, dtype)
+        return jax.value_and_grad(loss, argnums=(0, 1, 2)), (q, k, v, q)
+
+    return build
+
+
+def _queries_keys_values(device: Device, size: Size, dtype: str) -> tuple[Any, Any, Any]:
+    rows, h, s = size
+    q, k = (device.argument((1, n, HEADS, h), dtype) for n in (rows // HEADS, s))
+    return q, k, k
+
+
+def _of_attention(name: str, build: Callable[[Attention], Build]) -> Comparison:
+    programs = map(build, (jaxsoft.dot_product_attention, jax.nn.dot_product_attention))
+    return Comparison(f"attention of {HEADS} heads{name}", "jax.nn", *programs)
+
+
 ROWS = (
     _shared("softmax"),
     Comparison(
@@ -142,4 +183,8 @@ LAYERS = (
         _of_layer(jaxsoft.linear_cross_entropy),
         _of_layer(_peer_layer_loss),
     ),
+)
+ATTENTION = (
+    _of_attention("", _attends),
+    _of_attention(" + gradient", _attends_and_differentiates),
 )

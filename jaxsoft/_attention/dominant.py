@@ -22,11 +22,12 @@ from jaxsoft._core import devices
 from jaxsoft._rows.logits import compute_dtype, divisor
 from jaxsoft._rows.statistics import Row, united
 
-# A key with Z - 1 below this is dominant: it alone has a probability above 1/2, whichever way that
-# of any key is rounded.
+# A key is dominant if Z - 1 is below this: then its probability exceeds 1/2, and its exponential is
+# the only one above this, with room for the rounding of both. It is found by that and not by the
+# equality of its score and the maximum, which XLA may compute twice, with a rounding more or less.
 _DOMINANT = 0.9
 
-NONE, SINK = -1, -2  # in place of a dominant key
+NONE, SINK = -1, -2  # in place of a key
 
 
 class Found(NamedTuple):
@@ -49,14 +50,14 @@ class _Sums(NamedTuple):
     """What is known of queries after some of their keys.
 
     Attributes:
-        row: the largest score, and Z - 1.
-        key: the first key that has it; -1 for none, and for the sink.
-        others: Σ exp(s_j - m) V_j without that key.
+        row: the largest score m, and Z - 1.
+        top: the key with the largest score, or `SINK`; `NONE` if others are near, or none is there.
+        others: Σ exp(s_j - m) V_j without the top.
         gap: Σ exp(s_j - m) (m - s_j), if it is asked for.
     """
 
     row: Row
-    key: Int[Array, "b t k g"]
+    top: Int[Array, "b t k g"]
     others: Float[Array, "b t k g h"]
     gap: Float[Array, "b t k g"] | None
 
@@ -78,10 +79,10 @@ def found(
     start = start._replace(gap=jnp.zeros_like(start.row.rest)) if gap else start
     sums = scores.over_pairs(step, start, operands.q, division)
     rest = sums.row.rest
-    dominant = jnp.where(sums.key < 0, SINK, sums.key)
-    dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), dominant, NONE)
-    of_top = jnp.where(dominant == NONE, (rest >= 0).astype(rest.dtype), -rest)
-    total = sums.others + of_top[..., None] * scores.values_at(operands, constants, sums.key)
+    dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), sums.top, NONE)
+    included = jnp.where(sums.top == NONE, 0, jnp.ones_like(rest))
+    factor = jnp.where(dominant == NONE, included, -rest)
+    total = sums.others + factor[..., None] * scores.values_at(operands, constants, sums.top)
     z = divisor(1 + rest)
     mean = None if sums.gap is None else sums.gap / z
     return Found(sums.row, dominant, total / z[..., None], mean)
@@ -90,16 +91,21 @@ def found(
 def _start(operands: Operands) -> _Sums:
     """The sums of no key but the sink."""
     shape, dtype = operands.q.shape[:-1], compute_dtype(operands.q.dtype)
-    none = devices.typed(jnp.zeros(shape, dtype), operands.q)
-    others = devices.typed(jnp.zeros((*shape, operands.v.shape[-1]), dtype), operands.q)
+    none, others, top = devices.typed(
+        (
+            jnp.zeros(shape, dtype),
+            jnp.zeros((*shape, operands.v.shape[-1]), dtype),
+            jnp.full(shape, NONE, jnp.int32),
+        ),
+        operands.q,
+    )
     lowest = jnp.finfo(dtype).min
-    key = jnp.full_like(none, -1, jnp.int32)
     if operands.sink is None:
-        return _Sums(Row(none + lowest, none - 1), key, others, None)
+        return _Sums(Row(none + lowest, none - 1), top, others, None)
     sink = operands.sink[None, None]
-    absent = (sink == -jnp.inf).astype(none.dtype)
-    row = Row(none + jnp.maximum(sink, lowest), none - absent)
-    return _Sums(row, key, others, None)
+    absent = sink == -jnp.inf
+    row = Row(none + jnp.maximum(sink, lowest), none - absent.astype(dtype))
+    return _Sums(row, jnp.where(absent, top, SINK), others, None)
 
 
 def _of_pair(operands: Operands, constants: Constants, division: Division, pair: Pair) -> _Sums:
@@ -107,34 +113,34 @@ def _of_pair(operands: Operands, constants: Constants, division: Division, pair:
     part = scores.part(operands, constants, division, pair)
     s = scores.of_part(part, operands)
     largest = jnp.max(s, -1, keepdims=True)
-    top = jnp.maximum(largest, jnp.finfo(s.dtype).min)
-    # The first key, by a maximum: XLA:CPU (jax 0.10) is slow at minima of integers.
-    back = -lax.broadcasted_iota(s.dtype, s.shape, s.ndim - 1)
-    first = jnp.max(jnp.where(s == largest, back, 1 - s.shape[-1]), -1, keepdims=True)
-    others = jnp.where(back == first, 0, jnp.exp(s - top))
-    rest = jnp.where(largest == -jnp.inf, -1, jnp.sum(others, -1, keepdims=True))
-    key = pair[1] * division.keys - first.astype(jnp.int32)
-    row = Row(scores.by_query(top), scores.by_query(rest))
-    gaps = jnp.where(others == 0, 0, others * (top - s))
-    gap = scores.by_query(jnp.sum(gaps, -1, keepdims=True))
-    others = mixed(contractions.of_queries, others, part.v)
-    return _Sums(row, scores.by_query(key), others, gap)
+    m = jnp.maximum(largest, jnp.finfo(s.dtype).min)
+    e = jnp.exp(s - m)
+    near = (e > _DOMINANT).astype(s.dtype)
+    place = lax.broadcasted_iota(s.dtype, s.shape, s.ndim - 1)
+    alone = jnp.sum(near, -1, keepdims=True) == 1
+    key = jnp.sum(near * place, -1, keepdims=True).astype(jnp.int32)
+    top = jnp.where(alone, pair[1] * division.keys + key, NONE)
+    others = jnp.where(alone & (near == 1), 0, e)
+    rest = jnp.sum(others, -1, keepdims=True) - jnp.where(alone, 0, 1).astype(s.dtype)
+    gaps = jnp.where(others == 0, 0, others * (m - s))
+    m, rest, top, gap = map(scores.by_query, (m, rest, top, jnp.sum(gaps, -1, keepdims=True)))
+    return _Sums(Row(m, rest), top, mixed(contractions.of_queries, others, part.v), gap)
 
 
 def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _Sums:
-    """The sums of both; the key that is not the top any more joins the others."""
+    """The sums of both; the top of the lower part joins the others."""
     row = united(a.row, b.row)
     newer = b.row.top > a.row.top
     of_a, of_b = (jnp.exp(sums.row.top - row.top) for sums in (a, b))
-    joins = jnp.where(newer, of_a, of_b)
-    joins = jnp.where(jnp.where(newer, a.row.rest, b.row.rest) < 0, 0, joins)  # of no key at all
-    value = scores.values_at(operands, constants, jnp.where(newer, a.key, b.key))
+    below = jnp.where(newer, a.top, b.top)
+    joins = jnp.where(below == NONE, 0, jnp.where(newer, of_a, of_b))
+    value = scores.values_at(operands, constants, below)
     others = joins[..., None] * value
     others += of_a[..., None] * a.others + of_b[..., None] * b.others
     gap = None
     if a.gap is not None and b.gap is not None:
         gap = _moved(a.gap, a.row, row) + _moved(b.gap, b.row, row)
-    return _Sums(row, jnp.where(newer, b.key, a.key), others, gap)
+    return _Sums(row, jnp.where(newer, b.top, a.top), others, gap)
 
 
 def _moved(gap: Array, part: Row, row: Row) -> Array:

@@ -161,8 +161,12 @@ def added(total: Operands, part: Operands, pair: Pair) -> Operands:
     def add(total: Array | None, part: Array | None, *along: tuple[int, Array | int]) -> Any:
         if total is None or part is None:
             return total
-        here = lax.dynamic_slice(total, _starts(total, part, along), part.shape)
-        return put(total, here + part, *along)
+        if known(lambda: total.shape == part.shape, True):
+            return total + part
+        starts = jnp.stack(_starts(total, part, along))
+        axes = tuple(range(total.ndim))
+        numbers = lax.ScatterDimensionNumbers(axes, (), axes)
+        return lax.scatter_add(total, starts, part, numbers, mode="promise_in_bounds")
 
     bias = part.bias
     if bias is not None:

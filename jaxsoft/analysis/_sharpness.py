@@ -88,7 +88,7 @@ def attention_statistics(
         >>> from jaxsoft.analysis import attention_statistics
         >>> q, k = jnp.ones((1, 1, 1)), jnp.array([[[3.0]], [[1.0]], [[0.0]]])
         >>> print(*(f"{x.item():.4f}" for x in attention_statistics(q, k)))
-        0.5310 3.0000 0.8438
+        0.5243 3.0000 0.8438
     """
     args, division = arguments(
         "attention_statistics",

@@ -192,7 +192,7 @@ def test_it_takes_the_place_of_that_of_jax():
 
 
 # The function of JAX computes in float32 whatever the arrays are.
-@pytest.mark.parametrize("name", ["plain", "grouped heads", "bias of all", "causal window"])
+@pytest.mark.parametrize("name", ["plain", "grouped heads", "bias of a query", "causal window"])
 def test_equal_to_that_of_jax(name):
     given, hidden, _ = CASES[name]
     hidden = dict(hidden)
