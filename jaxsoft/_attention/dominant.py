@@ -37,12 +37,14 @@ class Found(NamedTuple):
         row: the largest score, and Z - 1; -1 for a query without keys and sink.
         dominant: the key with a probability above 1/2, or `SINK`, or `NONE`.
         relative: R for a dominant key or sink, else O; less the offset of the values.
+        value: that of the dominant key, or sink; 0 without one.
         gap: Σ p_j (m - s_j), if it is asked for.
     """
 
     row: Row
     dominant: Int[Array, "b t k g"]
     relative: Float[Array, "b t k g h"]
+    value: Float[Array, "b t k g h"]
     gap: Float[Array, "b t k g"] | None
 
 
@@ -70,8 +72,7 @@ def found(
 
     def step(sums: _Sums, pair: Pair) -> tuple[_Sums, None]:
         here = scores.of_queries(sums, pair[0], division)
-        of_pair = _of_pair(operands, constants, division, pair)
-        of_pair = of_pair if gap else of_pair._replace(gap=None)
+        of_pair = _of_pair(operands, constants, division, pair, gap=gap)
         here = _together(here, of_pair, operands, constants)
         return jax.tree.map(lambda x, y: scores.put(x, y, (1, pair[0])), sums, here), None
 
@@ -80,12 +81,13 @@ def found(
     sums = scores.over_pairs(step, start, operands.q, division)
     rest = sums.row.rest
     dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), sums.top, NONE)
+    value = scores.values_at(operands, constants, sums.top)
     included = jnp.where(sums.top == NONE, 0, jnp.ones_like(rest))
-    factor = jnp.where(dominant == NONE, included, -rest)
-    total = sums.others + factor[..., None] * scores.values_at(operands, constants, sums.top)
+    factor = jnp.where(dominant == NONE, included, -rest)[..., None]
     z = divisor(1 + rest)
-    mean = None if sums.gap is None else sums.gap / z
-    return Found(sums.row, dominant, total / z[..., None], mean)
+    relative = (sums.others + factor * value) / z[..., None]
+    value = jnp.where((dominant == NONE)[..., None], 0, value)
+    return Found(sums.row, dominant, relative, value, None if sums.gap is None else sums.gap / z)
 
 
 def _start(operands: Operands) -> _Sums:
@@ -108,7 +110,9 @@ def _start(operands: Operands) -> _Sums:
     return _Sums(row, jnp.where(absent, top, SINK), others, None)
 
 
-def _of_pair(operands: Operands, constants: Constants, division: Division, pair: Pair) -> _Sums:
+def _of_pair(
+    operands: Operands, constants: Constants, division: Division, pair: Pair, *, gap: bool
+) -> _Sums:
     """The sums of a chunk of keys."""
     part = scores.part(operands, constants, division, pair)
     s = scores.of_part(part, operands)
@@ -122,9 +126,12 @@ def _of_pair(operands: Operands, constants: Constants, division: Division, pair:
     top = jnp.where(alone, pair[1] * division.keys + key, NONE)
     others = jnp.where(alone & (near == 1), 0, e)
     rest = jnp.sum(others, -1, keepdims=True) - jnp.where(alone, 0, 1).astype(s.dtype)
-    gaps = jnp.where(others == 0, 0, others * (m - s))
-    m, rest, top, gap = map(scores.by_query, (m, rest, top, jnp.sum(gaps, -1, keepdims=True)))
-    return _Sums(Row(m, rest), top, mixed(contractions.of_queries, others, part.v), gap)
+    gaps = None
+    if gap:
+        below = jnp.where(others == 0, 0, others * (m - s))
+        gaps = scores.by_query(jnp.sum(below, -1, keepdims=True))
+    m, rest, top = map(scores.by_query, (m, rest, top))
+    return _Sums(Row(m, rest), top, mixed(contractions.of_queries, others, part.v), gaps)
 
 
 def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _Sums:

@@ -13,7 +13,7 @@ from jaxsoft._attention.contractions import mixed
 from jaxsoft._attention.dominant import NONE, Found
 from jaxsoft._attention.scores import Constants, Division, Operands, Pair
 from jaxsoft._core import devices
-from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, values_and_live
+from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, valued, values_and_live
 from jaxsoft._rows.logits import compute_dtype, product_dtype
 
 
@@ -187,4 +187,4 @@ def dominant_values(
 ) -> Float[Array, "b t k g h"]:
     """c: the value of the dominant key, or sink; 0 without one."""
     values = scores.values_at(operands, constants, found.dominant)
-    return jnp.where((found.dominant == NONE)[..., None], 0, values)
+    return valued(jnp.where((found.dominant == NONE)[..., None], 0, values), found.value)

@@ -105,7 +105,12 @@ def derivatives(fun, given, directions):
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+# "everything" has all options together.
+AT_LEAST = ("plain", "grouped heads", "bias of all", "causal", "everything")
+SELDOM = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in AT_LEAST]
+
+
+@pytest.mark.parametrize("name", [*AT_LEAST, *SELDOM])
 def test_every_option_in_every_mode(name):
     given, ours, plain = functions(name)
     directions = {name: RNG.normal(size=x.shape) for name, x in given.items()}
