@@ -61,9 +61,10 @@ def prepared(
     k, v = (x if x.ndim == 4 else x[None] for x in (key, value))
     if known(lambda: division.length == 0, False):
         k, v = (_filled(x, 1, 1) for x in (k, v))
-    finite = [jnp.all(x, -1) for x in (jnp.isfinite(q), jnp.isfinite(k) & jnp.isfinite(v))]
+    finite_q, finite_k, finite_v = (jnp.all(jnp.isfinite(x), -1) for x in (q, k, v))
+    finite = finite_q, finite_k & finite_v
     bad_q, bad_k = (nan_unless(x, jnp.zeros(x.shape, wide)) for x in finite)
-    offset = _nearest_to_zero(jnp.where(finite[1][..., None], lax.stop_gradient(v), 0))
+    offset = _nearest_to_zero(jnp.where(finite_v[..., None], lax.stop_gradient(v), 0))
     q, bad_q = (_filled(x, 1, division.queries) for x in (q, bad_q))
     k, v, bad_k = (_filled(x, 1, division.keys) for x in (k, v, bad_k))
     bias, mask = (_in_chunks(x, division) for x in (bias, mask))

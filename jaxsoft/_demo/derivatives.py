@@ -151,6 +151,12 @@ def cases(seed: int) -> tuple[Case, ...]:
         weighted = weights.astype(x.dtype) * target
         return jnp.sum(weighted * (log_partition - x)) + 0.0625 * log_partition**2
 
+    def attention(xv: Array) -> Array:
+        k, v = (row[:, None, None] for row in xv)
+        query = jnp.ones_like(k[:1])
+        out = jaxsoft.dot_product_attention(query, k, v, scale=1.0, key_chunk=n // 2)
+        return jnp.sum(out)
+
     return (
         Case("softmax", jaxsoft.softmax, _plain_softmax, x),
         Case("log_softmax", jaxsoft.log_softmax, lambda x: jnp.log(_plain_softmax(x)), x),
@@ -199,5 +205,11 @@ def cases(seed: int) -> tuple[Case, ...]:
             lambda xw: jaxsoft.linear_cross_entropy(xw[0], xw[1:], label, vocab_chunk=n // 2),
             lambda xw: -jnp.log(_plain_softmax(xw[0] @ xw[1:])[label]),
             jnp.concatenate([x[None], jnp.eye(n, dtype=x.dtype)]),
+        ),
+        Case(
+            "dot_product_attention",
+            attention,
+            lambda xv: _plain_softmax(xv[0]) @ xv[1],
+            jnp.stack([x, v]),
         ),
     )
