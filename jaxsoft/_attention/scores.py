@@ -4,6 +4,7 @@ Queries are [b, t, k, g, h], keys and values [b, s, k, h], scores [b, k, t, g, s
 the heads of queries that share a head k of keys and values. Numbers of queries are [b, t, k, g].
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -26,7 +27,10 @@ Pair = tuple[Int[Array, ""] | int, Int[Array, ""] | int]
 _QUERIES, _KEYS = 2, 3  # the axes of the bias and of the mask
 
 
-class Division(NamedTuple):
+# An argument of a rule that is no tree: JAX_CUSTOM_VJP3 would wrap its leaves.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Division:
     """What is known of the scores before any of them is computed.
 
     Attributes:

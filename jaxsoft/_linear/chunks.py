@@ -23,7 +23,10 @@ from jaxsoft._linear.online import Classes, Layer, Options, Statistics, Sums, To
 from jaxsoft._rows.logits import compute_dtype, product_dtype
 
 
-class Division(NamedTuple):
+# An argument of rules that is no tree: JAX_CUSTOM_VJP3 would wrap its leaves.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Division:
     """How the tokens and the classes are divided.
 
     Attributes:
