@@ -17,8 +17,8 @@ Product = Callable[[Array, Array], Array]
 
 # They are the derivatives of one sum, Σ w[t, s] q[t] · k[s], by w, by q and by k, so that the
 # transpose of each is another one. JAX's own transpose of a transpose exchanges the factors, and
-# XLA:CPU (jax 0.10) then transposes w, the largest array: 1.2 of the time of loss and gradient at
-# 2048 queries and keys.
+# XLA:CPU (jax 0.10) then transposes w, the largest array: loss and gradient of 2048 queries and
+# keys take 1.2 times as long.
 def _product(name: str, formula: Product) -> Primitive:
     """A product of two arrays with a batch axis, as a primitive."""
     primitive = Primitive(f"attention_{name}")
@@ -31,7 +31,7 @@ def _product(name: str, formula: Product) -> Primitive:
         given = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
         together = [x.reshape(size * x.shape[1], *x.shape[2:]) for x in given]
         out = primitive.bind(*together)
-        return out.reshape(size, -1, *out.shape[1:]), 0
+        return out.reshape(size, given[0].shape[1], *out.shape[1:]), 0
 
     batching.primitive_batchers[primitive] = batched
     return primitive
@@ -42,64 +42,68 @@ def _dot(x: Array, y: Array, contracting: Any, batch: Any) -> Array:
     return lax.dot_general(x, y, (contracting, batch), preferred_element_type=wide)
 
 
-def _scores(q: Array, k: Array) -> Array:
+def _queries_times_keys(q: Array, k: Array) -> Array:
     return _dot(q, k, ((4,), (3,)), ((0, 2), (0, 2)))
 
 
-def _of_queries(w: Array, k: Array) -> Array:
+def _weights_times_keys(w: Array, k: Array) -> Array:
     return jnp.moveaxis(_dot(w, k, ((4,), (1,)), ((0, 1), (0, 2))), 2, 1)
 
 
-def _of_keys(q: Array, w: Array) -> Array:
+def _queries_times_weights(q: Array, w: Array) -> Array:
     return jnp.transpose(_dot(q, w, ((1, 3), (2, 3)), ((0, 2), (0, 1))), (0, 3, 1, 2))
 
 
-_SCORES = _product("scores", _scores)
-_OF_QUERIES = _product("of_queries", _of_queries)
-_OF_KEYS = _product("of_keys", _of_keys)
+_QUERIES_TIMES_KEYS = _product("queries_times_keys", _queries_times_keys)
+_WEIGHTS_TIMES_KEYS = _product("weights_times_keys", _weights_times_keys)
+_QUERIES_TIMES_WEIGHTS = _product("queries_times_weights", _queries_times_weights)
 
 
-def scores(q: Float[Array, "b t k g h"], k: Float[Array, "b s k h"]) -> Float[Array, "b k t g s"]:
+def queries_times_keys(
+    q: Float[Array, "b t k g h"], k: Float[Array, "b s k h"]
+) -> Float[Array, "b k t g s"]:
     """Σ_h q k, in the compute dtype."""
-    return _SCORES.bind(q, k)
+    return _QUERIES_TIMES_KEYS.bind(q, k)
 
 
-def of_queries(
+def weights_times_keys(
     w: Float[Array, "b k t g s"], k: Float[Array, "b s k h"]
 ) -> Float[Array, "b t k g h"]:
     """Σ_s w k, in the compute dtype."""
-    return _OF_QUERIES.bind(w, k)
+    return _WEIGHTS_TIMES_KEYS.bind(w, k)
 
 
-def of_keys(q: Float[Array, "b t k g h"], w: Float[Array, "b k t g s"]) -> Float[Array, "b s k h"]:
+def queries_times_weights(
+    q: Float[Array, "b t k g h"], w: Float[Array, "b k t g s"]
+) -> Float[Array, "b s k h"]:
     """Σ_{t, g} q w, in the compute dtype."""
-    return _OF_KEYS.bind(q, w)
+    return _QUERIES_TIMES_WEIGHTS.bind(q, w)
 
 
 def mixed(product: Product, x: Array, y: Array) -> Array:
-    """A product of factors one of which may be in the compute dtype."""
+    """Rounds both factors to the product dtype of the narrower one, and multiplies them."""
     narrow = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
     dtype = product_dtype(narrow)
     return product(x.astype(dtype), y.astype(dtype))
 
 
-# Of a factor that JAX transposes there is no value; its type is known.
+# In a transpose rule the factor that is wanted has a type and no value.
 def _like(x: Any, value: Array) -> Array:
     return value.astype(x.aval.dtype)
 
 
 ad.defbilinear(
-    _SCORES,
-    lambda w, q, k: _like(q, mixed(of_queries, w, k)),
-    lambda w, q, k: _like(k, mixed(of_keys, q, w)),
+    _QUERIES_TIMES_KEYS,
+    lambda w, q, k: _like(q, mixed(weights_times_keys, w, k)),
+    lambda w, q, k: _like(k, mixed(queries_times_weights, q, w)),
 )
 ad.defbilinear(
-    _OF_QUERIES,
-    lambda q, w, k: _like(w, mixed(scores, q, k)),
-    lambda q, w, k: _like(k, mixed(of_keys, q, w)),
+    _WEIGHTS_TIMES_KEYS,
+    lambda q, w, k: _like(w, mixed(queries_times_keys, q, k)),
+    lambda q, w, k: _like(k, mixed(queries_times_weights, q, w)),
 )
 ad.defbilinear(
-    _OF_KEYS,
-    lambda k, q, w: _like(q, mixed(of_queries, w, k)),
-    lambda k, q, w: _like(w, mixed(scores, q, k)),
+    _QUERIES_TIMES_WEIGHTS,
+    lambda k, q, w: _like(q, mixed(weights_times_keys, w, k)),
+    lambda k, q, w: _like(w, mixed(queries_times_keys, q, k)),
 )

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxsoft._attention import contractions, scores
 from jaxsoft._attention.contractions import mixed
-from jaxsoft._attention.scores import Constants, Division, Operands, Pair
+from jaxsoft._attention.division import Division, Pair, over_pairs, put, query_chunk
+from jaxsoft._attention.scores import Constants, Operands
 from jaxsoft._core import devices
 from jaxsoft._rows.logits import compute_dtype, divisor
 from jaxsoft._rows.statistics import Row, united
@@ -34,10 +35,10 @@ class Found(NamedTuple):
     """The result of the pass: constants.
 
     Attributes:
-        row: the largest score, and Z - 1; -1 for a query without keys and sink.
+        row: the largest score, and Z - 1; -1 for a query with neither a visible key nor a sink.
         dominant: the key with a probability above 1/2, or `SINK`, or `NONE`.
-        relative: R for a dominant key or sink, else O; less the offset of the values.
-        value: that of the dominant key, or sink; 0 without one.
+        relative: R where a key or the sink dominates, elsewhere O less the offset of the values.
+        value: that of the dominant key, or sink, less the offset; 0 without one.
         gap: Σ p_j (m - s_j), if it is asked for.
     """
 
@@ -53,36 +54,36 @@ class _Sums(NamedTuple):
 
     Attributes:
         row: the largest score m, and Z - 1.
-        top: the key with the largest score, or `SINK`; `NONE` if others are near, or none is there.
-        others: Σ exp(s_j - m) V_j without the top.
+        leader: the key with the largest score, or `SINK`; `NONE` if others are near, or no key.
+        others: Σ exp(s_j - m) V_j without the leader.
         gap: Σ exp(s_j - m) (m - s_j), if it is asked for.
     """
 
     row: Row
-    top: Int[Array, "b t k g"]
+    leader: Int[Array, "b t k g"]
     others: Float[Array, "b t k g h"]
     gap: Float[Array, "b t k g"] | None
 
 
-def found(
+def one_pass(
     operands: Operands, constants: Constants, division: Division, *, gap: bool = False
 ) -> Found:
     """Goes over all pairs of chunks once."""
     operands = lax.stop_gradient(operands)
 
     def step(sums: _Sums, pair: Pair) -> tuple[_Sums, None]:
-        here = scores.of_queries(sums, pair[0], division)
-        of_pair = _of_pair(operands, constants, division, pair, gap=gap)
+        here = query_chunk(sums, pair[0], division)
+        of_pair = _sums_of_pair(operands, constants, division, pair, gap=gap)
         here = _together(here, of_pair, operands, constants)
-        return jax.tree.map(lambda x, y: scores.put(x, y, (1, pair[0])), sums, here), None
+        return jax.tree.map(lambda x, y: put(x, y, (1, pair[0])), sums, here), None
 
     start = _start(operands)
     start = start._replace(gap=jnp.zeros_like(start.row.rest)) if gap else start
-    sums = scores.over_pairs(step, start, operands.q, division)
+    sums = over_pairs(step, start, operands.q, division)
     rest = sums.row.rest
-    dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), sums.top, NONE)
-    value = scores.values_at(operands, constants, sums.top)
-    included = jnp.where(sums.top == NONE, 0, jnp.ones_like(rest))
+    dominant = jnp.where((rest >= 0) & (rest < _DOMINANT), sums.leader, NONE)
+    value = scores.values_at(operands, constants, sums.leader)
+    included = (sums.leader != NONE).astype(rest.dtype)
     factor = jnp.where(dominant == NONE, included, -rest)[..., None]
     z = divisor(1 + rest)
     relative = (sums.others + factor * value) / z[..., None]
@@ -93,7 +94,7 @@ def found(
 def _start(operands: Operands) -> _Sums:
     """The sums of no key but the sink."""
     shape, dtype = operands.q.shape[:-1], compute_dtype(operands.q.dtype)
-    none, others, top = devices.typed(
+    none, others, leader = devices.typed(
         (
             jnp.zeros(shape, dtype),
             jnp.zeros((*shape, operands.v.shape[-1]), dtype),
@@ -103,14 +104,14 @@ def _start(operands: Operands) -> _Sums:
     )
     lowest = jnp.finfo(dtype).min
     if operands.sink is None:
-        return _Sums(Row(none + lowest, none - 1), top, others, None)
+        return _Sums(Row(none + lowest, none - 1), leader, others, None)
     sink = operands.sink[None, None]
     absent = sink == -jnp.inf
     row = Row(none + jnp.maximum(sink, lowest), none - absent.astype(dtype))
-    return _Sums(row, jnp.where(absent, top, SINK), others, None)
+    return _Sums(row, jnp.where(absent, leader, SINK), others, None)
 
 
-def _of_pair(
+def _sums_of_pair(
     operands: Operands, constants: Constants, division: Division, pair: Pair, *, gap: bool
 ) -> _Sums:
     """The sums of a chunk of keys."""
@@ -123,34 +124,35 @@ def _of_pair(
     place = lax.broadcasted_iota(s.dtype, s.shape, s.ndim - 1)
     alone = jnp.sum(near, -1, keepdims=True) == 1
     key = jnp.sum(near * place, -1, keepdims=True).astype(jnp.int32)
-    top = jnp.where(alone, pair[1] * division.keys + key, NONE)
+    leader = jnp.where(alone, pair[1] * division.key_chunk + key, NONE)
     others = jnp.where(alone & (near == 1), 0, e)
-    rest = jnp.sum(others, -1, keepdims=True) - jnp.where(alone, 0, 1).astype(s.dtype)
+    rest = jnp.sum(others, -1, keepdims=True) - (~alone).astype(s.dtype)
     gaps = None
     if gap:
         below = jnp.where(others == 0, 0, others * (m - s))
         gaps = scores.by_query(jnp.sum(below, -1, keepdims=True))
-    m, rest, top = map(scores.by_query, (m, rest, top))
-    return _Sums(Row(m, rest), top, mixed(contractions.of_queries, others, part.v), gaps)
+    m, rest, leader = map(scores.by_query, (m, rest, leader))
+    return _Sums(Row(m, rest), leader, mixed(contractions.weights_times_keys, others, part.v), gaps)
 
 
 def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _Sums:
-    """The sums of both; the top of the lower part joins the others."""
+    """The sums of both; the leader of the lower part joins the others."""
     row = united(a.row, b.row)
     newer = b.row.top > a.row.top
     of_a, of_b = (jnp.exp(sums.row.top - row.top) for sums in (a, b))
-    below = jnp.where(newer, a.top, b.top)
+    below = jnp.where(newer, a.leader, b.leader)
     joins = jnp.where(below == NONE, 0, jnp.where(newer, of_a, of_b))
     value = scores.values_at(operands, constants, below)
     others = joins[..., None] * value
     others += of_a[..., None] * a.others + of_b[..., None] * b.others
     gap = None
     if a.gap is not None and b.gap is not None:
-        gap = _moved(a.gap, a.row, row) + _moved(b.gap, b.row, row)
-    return _Sums(row, jnp.where(newer, b.top, a.top), others, gap)
+        gap = _gap_at(a.gap, a.row, row) + _gap_at(b.gap, b.row, row)
+    return _Sums(row, jnp.where(newer, b.leader, a.leader), others, gap)
 
 
-def _moved(gap: Array, part: Row, row: Row) -> Array:
+def _gap_at(gap: Array, part: Row, row: Row) -> Array:
     """Σ exp(s_j - m) (m - s_j) of a part, with the maximum m of the whole row."""
     z, step = 1 + part.rest, row.top - part.top
-    return jnp.exp(-step) * (gap + jnp.where(z == 0, 0, z * step))
+    factor = jnp.exp(-step)
+    return jnp.where(factor == 0, 0, factor * (gap + z * step))

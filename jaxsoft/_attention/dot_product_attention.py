@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
+from jaxsoft._attention.division import Division
 from jaxsoft._attention.layout import attention
-from jaxsoft._attention.scores import Division
 from jaxsoft._core import options, validation
 from jaxsoft._core.sizes import Shape, Size, known
 
@@ -81,11 +81,11 @@ def dot_product_attention(
         O_i = Σ_j p_ij V_j,  p_i = softmax(s_i),  s_ij = α q_i · k_j + b_ij
         ∂O_i/∂s_ij = p_ij (V_j - O_i)          ∂O_i/∂V_j = p_ij          ∂L_i/∂s_ij = p_ij
 
-    with the logsumexp L_i of the scores. They are made in chunks of queries and keys, and made
-    again for a derivative. Pairs of chunks that causality or a window hides are not computed.
-    Differentiable in every mode and to any order, by the bias, the scale, the softcap and the sink
-    too. Where one key is far ahead its derivative keeps its digits: with a gap of 17 in float32 it
-    is wrong by 8 % elsewhere, with one of 20 by all of it.
+    with the logsumexp L_i of the scores. The scores are computed in chunks of queries and keys, and
+    again for a derivative; pairs of chunks that causality or a window hides are not. Differentiable
+    in every mode and to any order, by the bias, the scale, the softcap and the sink too. Where one
+    key is far ahead its derivative keeps its digits: the usual formula, ō · V_j - ō · O, loses a
+    tenth of it at a gap of 17 between two keys in float32, and all of it at 20.
 
     Args:
         query: shape [B, T, N, H] or [T, N, H]: batch, queries, heads, features.
@@ -99,7 +99,8 @@ def dot_product_attention(
         query_seq_lengths: how many queries of each sequence there are, integers of shape [B]; the
             rest see no key.
         key_value_seq_lengths: how many keys of each sequence there are, integers of shape [B].
-        local_window_size: (l, r): query i sees keys i - l to i + r alone. A number is both.
+        local_window_size: (l, r): query i sees keys i - l to i + r alone, and with `is_causal` none
+            after i. A number is both.
         return_residual: whether to return L as well.
         sink: the score of one more key, whose value is 0; a number, or one for each head, shape
             [N]. It is not scaled.
@@ -117,11 +118,15 @@ def dot_product_attention(
         ValueError: shapes that do not fit, a negative window, a chunk below 1.
 
     Numerics:
-        A query without a key is 0, its logsumexp that of the sink or -inf, with derivative 0. What
-        a query does not see has no influence, NaN included. A query that sees a key or a value
-        with NaN or an infinity is NaN. 16-bit types have their scores and sums in float32, and the
-        factors of products of matrices in 16 bits. The error of an entry of the derivative by the
-        scores is a few eps of p_j Σ_k p_k ‖ō‖ ‖V_j - V_k‖.
+        The output of a query without a key is 0, its logsumexp that of the sink or -inf, with
+        derivative 0; a score of -inf, by a bias or by overflow, is no key. What mask, lengths and
+        window hide has no influence, NaN included. A query that sees a key or a value with NaN or
+        an infinity is NaN. 16-bit types have their scores and sums in float32, and the factors of
+        products of matrices in 16 bits (float16: in float32). Σ exp(s_j - m) V_j must not overflow.
+
+        The error of an entry of the derivative by the scores is a few eps of
+        p_j Σ_k p_k ‖ō‖ ‖V_j - V_k‖, to which a key that does not dominate adds a few eps of
+        p_j ‖ō‖ ‖V_j - v‖, v being, of each feature, the number nearest to 0 among all values.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsoft
@@ -240,7 +245,7 @@ def _lengths(name: str, argument: str, value: Any, batch: Size) -> Array | None:
     if value is None:
         return None
     if isinstance(value, (int, np.ndarray, np.generic)) and np.asarray(value).dtype.kind in "iu":
-        value = np.clip(value, 0, np.iinfo(np.int32).max)  # JAX would cut 64 bits off unseen
+        value = np.clip(value, 0, np.iinfo(np.int32).max)  # JAX would cut 64 bits silently
     given = validation.array(name, argument, value)
     if not validation.is_kind(given.dtype, jnp.integer):
         raise TypeError(f"{name}: {argument} must be integers, got dtype {given.dtype}")
@@ -258,11 +263,12 @@ def _window(name: str, value: Any) -> tuple[int | None, int | None]:
     left, right = (validation.integer(name, argument, size, wanted) for size in pair)
     if left < 0 or right < 0:
         raise ValueError(f"{name}: {argument} must be 0 or more, got {value}")
-    return left, right
+    most = 2**30  # more than there are keys; a sum of two is an int32
+    return min(left, most), min(right, most)
 
 
 def _even(length: Size, most: int) -> Size:
-    """The size of chunks of one size, at most `most`, that hold little more than the length."""
+    """The smallest size of equal chunks that needs no more of them than `most` does."""
     if not known(lambda: length > most, False):
         return length if known(lambda: length > 0, True) else 1
     return math.ceil(length / math.ceil(length / most))

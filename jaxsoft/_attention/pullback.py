@@ -10,11 +10,12 @@ from jaxtyping import Array, Float
 
 from jaxsoft._attention import contractions, scores
 from jaxsoft._attention.contractions import mixed
+from jaxsoft._attention.division import Division, Pair, over_pairs, query_chunk
 from jaxsoft._attention.dominant import NONE, Found
-from jaxsoft._attention.scores import Constants, Division, Operands, Pair
+from jaxsoft._attention.scores import Constants, Operands
 from jaxsoft._core import devices
 from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, valued, values_and_live
-from jaxsoft._rows.logits import compute_dtype, product_dtype
+from jaxsoft._rows.logits import product_dtype
 
 
 class Rows(NamedTuple):
@@ -51,7 +52,7 @@ class _Factors(NamedTuple):
     Attributes:
         top: m.
         log_total: log Σ exp(s_j - m).
-        limit: the probability that the dominant key alone exceeds.
+        limit: 0.5 where a key dominates, which alone exceeds that; 2 where none does.
         complement: of the dominant key, p_t - 1.
     """
 
@@ -89,17 +90,19 @@ def _rows_fwd(operands: Any, constants: Any, found: Any, division: Division) -> 
     return rows(*args, division), (args, _Live(live))
 
 
-# With c = V_t, or c = 0 without a dominant key, and p_j = exp(s_j - m - λ),
+# With c = V_t, or c = 0 without a dominant key, λ = `log_total`, σ = `surprisal` and
+# p_j = exp(s_j - m - λ),
 #
 #     Ṙ = Σ_j p_j ṡ_j (V_j - c - R) + Σ_j w_j V̇_j,  λ̇ = Σ_j p_j ṡ_j,  σ̇ = Σ_j w_j ṡ_j
 #
 # where w_j is p_j, but p_t - 1 for the dominant key. The transpose is
 #
-#     s̄_j = p_j (r̄·(V_j - c) - r̄·R + λ̄) + w_j σ̄,   V̄_j = Σ w_j r̄.
+#     s̄_j = p_j (r̄·(V_j - c) - r̄·R + λ̄) + w_j σ̄,   V̄_j = Σ_i w_ij r̄_i (over the queries).
 #
 # For the dominant key V_t - c is 0, so that s̄_t is p_t (λ̄ - r̄·R) + (p_t - 1) σ̄, and both of its
 # probabilities come from σ: p_t = exp(-σ) and p_t - 1 = expm1(-σ). Nothing is subtracted from 1,
-# here or in the derivatives of this rule, and r̄·O, from which others subtract, never appears.
+# here or in the derivatives of this rule: r̄·O, which the usual formula subtracts from r̄·V_j, is
+# never formed.
 def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
     (operands, constants, found), live = residuals
     given = rows(operands, constants, found, division)
@@ -115,18 +118,18 @@ def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
     bars = _Bars(r_bar, common + bar.surprisal - centre, at_top)
 
     def gradients(bars: _Bars) -> Operands:
-        of_all = functools.partial(_of_pair, operands, constants, factors, division)
+        of_all = functools.partial(_gradients_of_pair, operands, constants, factors, division)
         of_pair = jax.checkpoint(lambda *args: live.of(of_all(*args)), prevent_cse=False)
 
         # What is linear is cut before the checkpoint: within it, a gradient of the gradient would
         # keep whole arrays for every pair.
         def step(sums: Operands, pair: Pair) -> tuple[Operands, None]:
-            here = scores.of_queries(bars, pair[0], division)
+            here = query_chunk(bars, pair[0], division)
             return scores.added(sums, of_pair(here, pair), pair), None
 
-        zeros = lambda x: jnp.zeros(x.shape, compute_dtype(x.dtype))
+        zeros = lambda x: jnp.zeros(x.shape, mean.dtype)
         start = jax.tree.map(zeros, live.of(operands)._replace(sink=None))
-        return scores.over_pairs(step, devices.typed(start, operands.q), operands.q, division)
+        return over_pairs(step, devices.typed(start, operands.q), operands.q, division)
 
     sums = transposable(gradients, bars)
     if operands.sink is not None:  # one more key with the value 0
@@ -140,7 +143,7 @@ def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
 _rows.defvjp(_rows_fwd, _rows_bwd, symbolic_zeros=True)
 
 
-def _of_pair(
+def _gradients_of_pair(
     operands: Operands,
     constants: Constants,
     factors: _Factors,
@@ -151,20 +154,22 @@ def _of_pair(
     """What a pair of chunks adds to the gradients."""
     part = scores.part(operands, constants, division, pair)
     of_products = functools.partial(scores.from_products, part=part)
-    args = contractions.scores(part.q, part.k), part.bias, operands.scale, operands.softcap
+    # Wide: a chunk's share of a gradient is not rounded before it is added up.
+    bias = None if part.bias is None else part.bias.astype(factors.top.dtype)
+    args = contractions.queries_times_keys(part.q, part.k), bias, operands.scale, operands.softcap
     s, pullback = jax.vjp(of_products, *args)
     r_bar = bars.relative.astype(product_dtype(part.v.dtype))
-    u = mixed(contractions.scores, r_bar, part.v)
-    here = scores.of_queries(factors, pair[0], division)
+    u = mixed(contractions.queries_times_keys, r_bar, part.v)
+    here = query_chunk(factors, pair[0], division)
     of_scores = jax.tree.map(scores.by_score, (here, bars.added, bars.at_top))
     s_bar, weights = _entries(s, u, *of_scores)
     if part.see is not None:  # where a query is NaN, so is what it takes from keys it does not see
         s_bar, weights = (jnp.where(part.see, x, 0) for x in (s_bar, weights))
     products_bar, bias_bar, scale_bar, softcap_bar = pullback(s_bar)
     return Operands(
-        mixed(contractions.of_queries, products_bar, part.k),
-        mixed(contractions.of_keys, part.q, products_bar),
-        mixed(contractions.of_keys, r_bar, weights),
+        mixed(contractions.weights_times_keys, products_bar, part.k),
+        mixed(contractions.queries_times_weights, part.q, products_bar),
+        mixed(contractions.queries_times_weights, r_bar, weights),
         bias_bar,
         scale_bar,
         softcap_bar,
@@ -185,6 +190,6 @@ def _entries(
 def dominant_values(
     operands: Operands, constants: Constants, found: Found
 ) -> Float[Array, "b t k g h"]:
-    """c: the value of the dominant key, or sink; 0 without one."""
+    """c: the value of the dominant key, or sink, less the offset; 0 without one."""
     values = scores.values_at(operands, constants, found.dominant)
     return valued(jnp.where((found.dominant == NONE)[..., None], 0, values), found.value)

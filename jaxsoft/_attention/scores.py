@@ -1,16 +1,12 @@
 """The scores of a chunk of queries against a chunk of keys, and which of them there are.
 
 Queries are [b, t, k, g, h], keys and values [b, s, k, h], scores [b, k, t, g, s], where g counts
-the heads of queries that share a head k of keys and values. Numbers of queries are [b, t, k, g].
+the heads of queries that share a head k of keys and values. A number per query is [b, t, k, g].
 """
 
-import dataclasses
 import functools
-import itertools
-import math
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +14,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsoft._attention import contractions
-from jaxsoft._core.sizes import Size, known
+from jaxsoft._attention.division import Division, Pair, add, cut
+from jaxsoft._core.sizes import known
 from jaxsoft._rows.logits import cap, compute_dtype
 
-# The numbers of a chunk of queries and of a chunk of keys.
-Pair = tuple[Int[Array, ""] | int, Int[Array, ""] | int]
-
 _QUERIES, _KEYS = 2, 3  # the axes of the bias and of the mask
-
-
-# An argument of a rule that is no tree: JAX_CUSTOM_VJP3 would wrap its leaves.
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Division:
-    """What is known of the scores before any of them is computed.
-
-    Attributes:
-        queries: how many queries make a chunk; it divides the number of queries.
-        keys: how many keys make a chunk; it divides the number of keys.
-        length: how many keys there are; those after them only fill the last chunk.
-        left: how far a query sees back; None for no limit.
-        right: how far a query sees ahead; None for no limit.
-    """
-
-    queries: Size
-    keys: Size
-    length: Size
-    left: int | None
-    right: int | None
 
 
 class Operands(NamedTuple):
@@ -110,70 +83,9 @@ class Part(NamedTuple):
     see: Bool[Array, "..."] | None
 
 
-# ---------------------------------------------------------------------------- pairs of chunks
-
-
-def over_pairs(
-    step: Callable[[Any, Pair], tuple[Any, None]], carry: Any, q: Array, division: Division
-) -> Any:
-    """Goes over the pairs of chunks that see anything of each other."""
-    pairs = _pairs(division, q.shape[1])
-    if len(pairs) == 1:
-        return step(carry, pairs[0])[0]
-    queries, keys = jnp.asarray(pairs, jnp.int32).reshape(-1, 2).T
-    return lax.scan(step, carry, (queries, keys))[0]
-
-
-def _pairs(division: Division, length: Size) -> list[tuple[int, int]]:
-    t, s = division.queries, division.keys
-    return [
-        (i, j)
-        for i, j in itertools.product(range(_count(length, t)), range(_count(division.length, s)))
-        if (division.right is None or j * s <= i * t + t - 1 + division.right)
-        and (division.left is None or j * s + s - 1 >= i * t - division.left)
-    ]
-
-
-def _count(length: Size, size: Size) -> int:
-    """How many chunks there are; one of a symbolic size."""
-    return 1 if known(lambda: length <= size, True) else math.ceil(length / size)
-
-
-def cut(x: Array, i: Array | int, size: Size, axis: int) -> Array:
-    """Chunk i along an axis, or an array that all chunks share."""
-    if known(lambda: x.shape[axis] in (1, size), True):
-        return x
-    return lax.dynamic_slice_in_dim(x, i * size, size, axis)
-
-
-def of_queries(tree: Any, i: Array | int, division: Division) -> Any:
-    """The arrays of chunk i of the queries."""
-    return jax.tree.map(lambda x: cut(x, i, division.queries, 1), tree)
-
-
-def put(total: Array, part: Array, *along: tuple[int, Array | int]) -> Array:
-    """An array with a chunk replaced, given the axes of which this is a chunk and its numbers."""
-    if known(lambda: total.shape == part.shape, True):
-        return part
-    return lax.dynamic_update_slice(total, part, _starts(total, part, along))
-
-
 def added(total: Operands, part: Operands, pair: Pair) -> Operands:
     """Adds arrays of a pair of chunks to those of all of them."""
     of_query, of_key = (1, pair[0]), (1, pair[1])
-
-    def add(total: Array | None, part: Array | None, *along: tuple[int, Array | int]) -> Any:
-        if total is None or part is None:
-            return total
-        if known(lambda: total.shape == part.shape, True):
-            return total + part
-        # A scatter passes the total on as it is, in its transpose too. The transpose of adding to a
-        # slice zeroes the chunk first, for which XLA (jax 0.10) copies the total for every pair:
-        # 1.6 of the time of loss and gradient at 8192 queries and keys.
-        starts = jnp.stack(_starts(total, part, along))
-        axes = tuple(range(total.ndim))
-        numbers = lax.ScatterDimensionNumbers(axes, (), axes)
-        return lax.scatter_add(total, starts, part, numbers, mode="promise_in_bounds")
 
     bias = part.bias
     if bias is not None:
@@ -190,25 +102,16 @@ def added(total: Operands, part: Operands, pair: Pair) -> Operands:
     )
 
 
-def _starts(total: Array, part: Array, along: tuple[tuple[int, Array | int], ...]) -> list[Array]:
-    def start(size: Size, of_part: Size, i: Array | int) -> Array:
-        whole = known(lambda: size == of_part, True)
-        return jnp.asarray(0 if whole else i * of_part, jnp.int32)
-
-    sizes = zip(total.shape, part.shape, strict=True)
-    return [start(*both, dict(along).get(axis, 0)) for axis, both in enumerate(sizes)]
-
-
 # --------------------------------------------------------------------------------- the scores
 
 
 def part(operands: Operands, constants: Constants, division: Division, pair: Pair) -> Part:
     """The operands of a pair of chunks."""
     i, j = pair
-    bad_queries = cut(constants.bad_queries, i, division.queries, 1)
+    bad_queries = cut(constants.bad_queries, i, division.query_chunk, 1)
     of_keys = operands.k, operands.v, constants.bad_keys
-    k, v, bad_keys = (cut(x, j, division.keys, 1) for x in of_keys)
-    q, groups = cut(operands.q, i, division.queries, 1), operands.q.shape[2:4]
+    k, v, bad_keys = (cut(x, j, division.key_chunk, 1) for x in of_keys)
+    q, groups = cut(operands.q, i, division.query_chunk, 1), operands.q.shape[2:4]
     good_queries, good_keys = (bad[..., None] == 0 for bad in (bad_queries, bad_keys))
     return Part(
         jnp.where(good_queries, q, 0),
@@ -226,7 +129,7 @@ def _of_scores(
     """Of the bias or the mask what belongs to a pair of chunks, with the heads in groups."""
     if x is None:
         return None
-    x = cut(cut(x, pair[0], division.queries, _QUERIES), pair[1], division.keys, _KEYS)
+    x = cut(cut(x, pair[0], division.query_chunk, _QUERIES), pair[1], division.key_chunk, _KEYS)
     heads = (1, 1) if x.shape[1] == 1 else groups
     return jnp.swapaxes(x.reshape(x.shape[0], *heads, *x.shape[2:]), 2, 3)
 
@@ -238,15 +141,17 @@ def _visible(
         i * size + lax.broadcasted_iota(jnp.int32, shape, axis)
         for i, size, shape, axis in zip(
             pair,
-            (division.queries, division.keys),
-            ((1, 1, division.queries, 1, 1), (1, 1, 1, 1, division.keys)),
+            (division.query_chunk, division.key_chunk),
+            ((1, 1, division.query_chunk, 1, 1), (1, 1, 1, 1, division.key_chunk)),
             (2, 4),
             strict=True,
         )
     )
     conditions = [_of_scores(constants.mask, groups, division, pair)]
-    if known(lambda: division.length == 0 or division.length % division.keys != 0, False):
-        conditions.append(column < division.length)
+    if known(
+        lambda: division.key_count == 0 or division.key_count % division.key_chunk != 0, False
+    ):
+        conditions.append(column < division.key_count)
     if division.left is not None:
         conditions.append(column >= row - division.left)
     if division.right is not None:
@@ -272,7 +177,7 @@ def from_products(
 
 def of_part(part: Part, operands: Operands) -> Float[Array, "b k t g s"]:
     """The scores of a pair of chunks."""
-    products = contractions.scores(part.q, part.k)
+    products = contractions.queries_times_keys(part.q, part.k)
     return from_products(products, part.bias, operands.scale, operands.softcap, part)
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._attention.dominant import found
+from jaxsoft._attention.division import Division
+from jaxsoft._attention.dominant import one_pass
 from jaxsoft._attention.dot_product_attention import arguments
 from jaxsoft._attention.layout import prepared, restored
-from jaxsoft._attention.scores import Division
 from jaxsoft._core import programs
 from jaxsoft._core.programs import Places
 
@@ -116,9 +116,10 @@ def _places(ndim: int, **_: Any) -> tuple[Places, ...]:
 def _statistics(
     query: Array, key: Array, value: Array, *options: Any, division: Division
 ) -> tuple[Array, ...]:
+    # No values: only the scores matter.
     given = prepared(query, key, value[..., :0], *options, division=division)
-    seen = found(*given, division, gap=True)
-    row, gap = seen.row, seen.gap
+    found = one_pass(*given, division, gap=True)
+    row, gap = found.row, found.gap
     assert gap is not None
     empty = row.rest < 0
     entropy = jnp.where(empty, 0, row.log_normalizer + gap)

@@ -265,6 +265,15 @@ def test_the_entropy_keeps_its_digits():
     assert (score, weight) == (20, 1)
 
 
+def test_the_entropy_of_a_chunk_masked_by_the_lowest_number():
+    lowest = np.finfo("float32").min
+    q, k = np.zeros((1, 1, 1), "float32"), np.zeros((4, 1, 1), "float32")
+    bias = np.array([[lowest, lowest, 0, 0]], "float32")
+    for chunk in (1, 2, 4):
+        entropy = attention_statistics(q, k, bias, key_chunk=chunk).entropy
+        np.testing.assert_allclose(entropy, np.log(2), rtol=1e-6)
+
+
 def test_statistics_of_a_query_without_a_key():
     q = np.ones((3, 1, 2))
     found = attention_statistics(q, q, mask=np.zeros((3, 3), bool))

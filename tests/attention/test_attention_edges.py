@@ -190,6 +190,28 @@ def test_axes_of_size_0(axis):
     assert [x.shape for x in pullback(out)] == [none.shape] * 3
 
 
+@pytest.mark.parametrize("window", [2**31 - 1, 2**40, (0, 2**31 - 1)])
+def test_a_window_wider_than_there_are_keys(window):
+    wide = CHUNKED(Q, K, V, local_window_size=window)
+    left = 0 if isinstance(window, tuple) else S
+    np.testing.assert_array_equal(wide, CHUNKED(Q, K, V, local_window_size=(left, S)))
+
+
+def test_a_bias_of_16_bits_in_chunks():
+    bias = RNG.normal(size=(T, S))
+    gradient = jax.grad(lambda bias: jnp.sum(jnp.sin(CHUNKED(Q, K, V, bias))))
+    found = gradient(bias.astype("bfloat16"))
+    assert found.dtype == "bfloat16"
+    np.testing.assert_allclose(found.astype(float), gradient(bias), atol=0.02)
+
+
+def test_vmap_over_nothing():
+    none = np.zeros((0, 4, 1, 2))
+    assert jax.vmap(CHUNKED)(none, none, none).shape == none.shape
+    narrow = np.zeros((3, 4, 1, 0))
+    assert jax.vmap(CHUNKED)(narrow, narrow, narrow).shape == narrow.shape
+
+
 # ------------------------------------------------------------------------ devices and export
 
 
