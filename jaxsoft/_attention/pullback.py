@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jaxsoft._attention import contractions, scores
 from jaxsoft._attention.contractions import mixed
 from jaxsoft._attention.division import Division, Pair, over_pairs, query_chunk
-from jaxsoft._attention.dominant import NONE, Found
+from jaxsoft._attention.dominant import NONE, SINK, Found
 from jaxsoft._attention.scores import Constants, Operands
 from jaxsoft._core import devices
 from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, valued, values_and_live
@@ -52,13 +53,13 @@ class _Factors(NamedTuple):
     Attributes:
         top: m.
         log_total: log Σ exp(s_j - m).
-        limit: 0.5 where a key dominates, which alone exceeds that; 2 where none does.
+        dominant: the dominant key, `SINK` or `NONE`.
         complement: of the dominant key, p_t - 1.
     """
 
     top: Float[Array, "..."]
     log_total: Float[Array, "..."]
-    limit: Float[Array, "..."]
+    dominant: Int[Array, "..."]
     complement: Float[Array, "..."]
 
 
@@ -111,8 +112,7 @@ def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
     mean = jnp.sum(r_bar * given.relative, -1)
     centre = jnp.sum(r_bar * dominant_values(operands, constants, found), -1)
     complement = jnp.expm1(-given.surprisal)
-    limit = jnp.where(found.dominant == NONE, 2, 0.5).astype(mean.dtype)
-    factors = _Factors(found.row.top, given.log_total, limit, complement)
+    factors = _Factors(found.row.top, given.log_total, found.dominant, complement)
     common = bar.log_total - mean
     at_top = jnp.exp(-given.surprisal) * common + complement * bar.surprisal
     bars = _Bars(r_bar, common + bar.surprisal - centre, at_top)
@@ -134,7 +134,7 @@ def _rows_bwd(division: Division, residuals: Any, bar: Any) -> Any:
     sums = transposable(gradients, bars)
     if operands.sink is not None:  # one more key with the value 0
         u = -jnp.sum(r_bar * constants.offset[:, :, :, None].astype(r_bar.dtype), -1)
-        s_bar, _ = _entries(operands.sink[None, None], u, factors, *bars[1:])
+        s_bar, _ = _entries(operands.sink[None, None], SINK, u, factors, *bars[1:])
         sums = sums._replace(sink=jnp.sum(s_bar, (0, 1)))
     both = zip(live.of(sums), operands, strict=True)
     return Operands._make(x if x is None else x.astype(y.dtype) for x, y in both), None, None
@@ -162,7 +162,8 @@ def _gradients_of_pair(
     u = mixed(contractions.queries_times_keys, r_bar, part.v)
     here = query_chunk(factors, pair[0], division)
     of_scores = jax.tree.map(scores.by_score, (here, bars.added, bars.at_top))
-    s_bar, weights = _entries(s, u, *of_scores)
+    key = pair[1] * division.key_chunk + lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+    s_bar, weights = _entries(s, key, u, *of_scores)
     if part.see is not None:  # where a query is NaN, so is what it takes from keys it does not see
         s_bar, weights = (jnp.where(part.see, x, 0) for x in (s_bar, weights))
     products_bar, bias_bar, scale_bar, softcap_bar = pullback(s_bar)
@@ -178,11 +179,11 @@ def _gradients_of_pair(
 
 
 def _entries(
-    s: Array, u: Array, factors: _Factors, added: Array, at_top: Array
+    s: Array, key: Array | int, u: Array, factors: _Factors, added: Array, at_top: Array
 ) -> tuple[Array, Array]:
-    """s̄ and w of scores, given u = r̄ · V_j."""
+    """s̄ and w of the scores of keys, given u = r̄ · V_j."""
     p = jnp.exp(s - factors.top) * jnp.exp(-factors.log_total)
-    is_top = p > factors.limit
+    is_top = key == factors.dominant
     s_bar = jnp.where(is_top, at_top, p * (u + added))
     return s_bar, jnp.where(is_top, factors.complement, p)
 
