@@ -59,7 +59,7 @@ def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
     worst = {"loss": -np.inf, "gradient": -np.inf}
     total = 0.0
     for i, label in enumerate(labels):
-        exact = Exact(logits[i] / scale)
+        exact = Exact(logits[i].astype(np.float64) / scale)
         # The division by the temperature rounds the gap once more.
         gaps = exact.gaps / 2 if temperature is None else exact.gaps
         expected = list(exact.p)
