@@ -185,11 +185,7 @@ def arguments(
     mask = validation.booleans(name, "mask", mask)
     if mask is not None:
         mask = _broadcastable(name, "mask", mask, shape)
-    # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
-    counted = known(lambda: int(h) >= 0, False)
-    alpha: Any = 1 / math.sqrt(max(h, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(h, float))
-    if scale is not None:
-        alpha = options.number(name, "scale", scale, -math.inf, math.inf)
+    alpha = options.attention_scale(name, scale, h)
     if sink is not None:
         sink = validation.floating(name, "sink", sink)
         sink = validation.broadcast(name, "sink", sink, (n,), "one for each head of queries")

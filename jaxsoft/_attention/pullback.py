@@ -154,17 +154,15 @@ def _gradients_of_pair(
     """What a pair of chunks adds to the gradients."""
     part = scores.part(operands, constants, division, pair)
     of_products = functools.partial(scores.from_products, part=part)
-    # Wide: a chunk's share of a gradient is not rounded before it is added up.
-    bias = None if part.bias is None else part.bias.astype(factors.top.dtype)
-    args = contractions.queries_times_keys(part.q, part.k), bias, operands.scale, operands.softcap
-    s, pullback = jax.vjp(of_products, *args)
+    products = contractions.queries_times_keys(part.q, part.k)
+    s, pullback = jax.vjp(of_products, products, part.bias, operands.scale, operands.softcap)
     r_bar = bars.relative.astype(product_dtype(part.v.dtype))
     u = mixed(contractions.queries_times_keys, r_bar, part.v)
     here = query_chunk(factors, pair[0], division)
     of_scores = jax.tree.map(scores.by_score, (here, bars.added, bars.at_top))
     key = pair[1] * division.key_chunk + lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
     s_bar, weights = _entries(s, key, u, *of_scores)
-    if part.see is not None:  # where a query is NaN, so is what it takes from keys it does not see
+    if part.see is not None:  # a query that is NaN spoils the entries of keys that it does not see
         s_bar, weights = (jnp.where(part.see, x, 0) for x in (s_bar, weights))
     products_bar, bias_bar, scale_bar, softcap_bar = pullback(s_bar)
     return Operands(

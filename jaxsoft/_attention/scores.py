@@ -70,7 +70,7 @@ class Part(NamedTuple):
         q: the chunk of queries.
         k: the chunk of keys.
         v: their values less the offset.
-        bias: of these scores, or None.
+        bias: of these scores, or None; wide, so that its gradient is added up before it is rounded.
         bad: 0, or NaN, for each query and for each key.
         see: which scores there are; None for all of them.
     """
@@ -86,7 +86,6 @@ class Part(NamedTuple):
 def added(total: Operands, part: Operands, pair: Pair) -> Operands:
     """Adds arrays of a pair of chunks to those of all of them."""
     of_query, of_key = (1, pair[0]), (1, pair[1])
-
     bias = part.bias
     if bias is not None:
         b, k, t, g, s = bias.shape
@@ -113,11 +112,12 @@ def part(operands: Operands, constants: Constants, division: Division, pair: Pai
     k, v, bad_keys = (cut(x, j, division.key_chunk, 1) for x in of_keys)
     q, groups = cut(operands.q, i, division.query_chunk, 1), operands.q.shape[2:4]
     good_queries, good_keys = (bad[..., None] == 0 for bad in (bad_queries, bad_keys))
+    bias = _of_scores(operands.bias, groups, division, pair)
     return Part(
         jnp.where(good_queries, q, 0),
         jnp.where(good_keys, k, 0),
         jnp.where(good_keys, v - constants.offset, 0),
-        _of_scores(operands.bias, groups, division, pair),
+        None if bias is None else bias.astype(compute_dtype(q.dtype)),
         (by_score(bad_queries), jnp.swapaxes(bad_keys, 1, 2)[:, :, None, None]),
         _visible(constants, groups, division, pair),
     )
@@ -137,20 +137,12 @@ def _of_scores(
 def _visible(
     constants: Constants, groups: tuple[int, ...], division: Division, pair: Pair
 ) -> Array | None:
-    row, column = (
-        i * size + lax.broadcasted_iota(jnp.int32, shape, axis)
-        for i, size, shape, axis in zip(
-            pair,
-            (division.query_chunk, division.key_chunk),
-            ((1, 1, division.query_chunk, 1, 1), (1, 1, 1, 1, division.key_chunk)),
-            (2, 4),
-            strict=True,
-        )
-    )
+    """Which scores of a pair of chunks there are; None for all of them."""
+    t, s = division.query_chunk, division.key_chunk
+    row = pair[0] * t + lax.broadcasted_iota(jnp.int32, (1, 1, t, 1, 1), 2)
+    column = pair[1] * s + lax.broadcasted_iota(jnp.int32, (1, 1, 1, 1, s), 4)
     conditions = [_of_scores(constants.mask, groups, division, pair)]
-    if known(
-        lambda: division.key_count == 0 or division.key_count % division.key_chunk != 0, False
-    ):
+    if known(lambda: division.key_count == 0 or division.key_count % s != 0, False):
         conditions.append(column < division.key_count)
     if division.left is not None:
         conditions.append(column >= row - division.left)
@@ -170,7 +162,7 @@ def from_products(
     """The scores: -inf where there is none, NaN where there is one of something not finite."""
     s = products * scale
     s = s if softcap is None else cap(s, softcap)
-    s = s if bias is None else s + bias.astype(s.dtype)
+    s = s if bias is None else s + bias
     s = s + part.bad[0] + part.bad[1]
     return s if part.see is None else jnp.where(part.see, s, -jnp.inf)
 

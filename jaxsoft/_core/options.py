@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jaxsoft._core.sizes import Shape
+from jaxsoft._core.sizes import Shape, Size, known
 from jaxsoft._core.validation import (
     axes,
     booleans,
@@ -100,6 +100,16 @@ def softcap(function: str, value: Any) -> ArrayLike | None:
     cap = number(function, "softcap", value, 0, math.inf, open_low=True)
     # One below every float32 is as good as the smallest: both make all logits equal.
     return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
+
+
+def attention_scale(function: str, value: Any, features: Size) -> Any:
+    """Returns the factor of the products of queries and keys: by default one over the root."""
+    if value is not None:
+        return number(function, "scale", value, -math.inf, math.inf)
+    # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
+    if known(lambda: int(features) >= 0, False):
+        return 1 / math.sqrt(max(features, 1))
+    return 1 / jnp.sqrt(jnp.asarray(features, float))
 
 
 def non_negative(function: str, argument: str, value: Any, shape: Shape, wanted: str) -> Array:

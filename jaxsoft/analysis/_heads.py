@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import options, validation
-from jaxsoft._core.sizes import known
 from jaxsoft._rows.logits import compute_dtype
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian
 
@@ -72,11 +71,7 @@ def attention_jacobian(
         raise ValueError(f"{name}: K must have shape ({m}, {d}) (q {shapes[0]}), got {shapes[1]}")
     if values != m:
         raise ValueError(f"{name}: V must have {m} rows (K {shapes[1]}), got {shapes[2]}")
-    # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
-    counted = known(lambda: int(d) >= 0, False)
-    alpha: Any = 1 / math.sqrt(max(d, 1)) if counted else 1 / jnp.sqrt(jnp.asarray(d, float))
-    if scale is not None:
-        alpha = options.number(name, "scale", scale, -math.inf, math.inf)
+    alpha = options.attention_scale(name, scale, d)
     if bias is not None:
         bias = validation.floating(name, "bias", bias)
         bias = validation.broadcast(name, "bias", bias, (m,), "one per key")
