@@ -4,7 +4,11 @@ Functions of logits:
     softmax, log_softmax, logsumexp   drop-ins for `jax.nn`, exact where one logit is far ahead
     entropy, kl_divergence            in nats, from the logits
     cross_entropy                     class ids or target probabilities
-    linear_cross_entropy              of x @ w, in chunks that never hold the logits
+
+Of a linear layer x @ w, in chunks that never hold the logits:
+    linear_cross_entropy              the loss of a language model; with LossStatistics
+    linear_log_probs                  TokenStatistics: log-probabilities, entropy, argmax
+    linear_kl_divergence              of a student from its teacher
 
 Attention:
     dot_product_attention             a drop-in for `jax.nn` that never holds the weights
@@ -40,18 +44,26 @@ from jaxsoft._functions.products import softmax_jvp as softmax_jvp
 from jaxsoft._functions.products import softmax_vjp as softmax_vjp
 from jaxsoft._functions.softmax import softmax as softmax
 from jaxsoft._linear.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from jaxsoft._linear.linear_kl_divergence import linear_kl_divergence as linear_kl_divergence
+from jaxsoft._linear.linear_log_probs import linear_log_probs as linear_log_probs
+from jaxsoft._linear.token_losses import LossStatistics as LossStatistics
+from jaxsoft._linear.token_statistics import TokenStatistics as TokenStatistics
 from jaxsoft._simplex.operator import SimplexJacobian as SimplexJacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_and_jacobian as softmax_and_jacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian as softmax_jacobian
 
 __all__ = [
+    "LossStatistics",
     "SimplexJacobian",
+    "TokenStatistics",
     "cross_entropy",
     "dot_product_attention",
     "entropy",
     "jvp_from_vjp",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_kl_divergence",
+    "linear_log_probs",
     "log_softmax",
     "logsumexp",
     "softmax",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from jaxsoft._core import slices
 from jaxsoft._core.sizes import Size, known
 
 # The numbers of a chunk of queries and of a chunk of keys.
@@ -89,15 +90,7 @@ def add(total: Array | None, part: Array | None, *along: tuple[int, Array | int]
     """An array with a part added to a chunk; as it is, if there is no part."""
     if total is None or part is None:
         return total
-    if known(lambda: total.shape == part.shape, True):
-        return total + part
-    # A scatter passes the total on as it is, in its transpose too. The transpose of adding to a
-    # slice zeroes the chunk first, for which XLA (jax 0.10) copies the total for every pair: 1.6 of
-    # the time of loss and gradient at 8192 queries and keys.
-    axes = tuple(range(total.ndim))
-    numbers = lax.ScatterDimensionNumbers(axes, (), axes)
-    starts = jnp.stack(_starts(total, part, along))
-    return lax.scatter_add(total, starts, part, numbers, mode="promise_in_bounds")
+    return slices.added(total, part, _starts(total, part, along))
 
 
 def _starts(total: Array, part: Array, along: tuple[tuple[int, Array | int], ...]) -> list[Array]:

@@ -70,6 +70,17 @@ def ids(
     return _of_shape(function, argument, given, shape, of), index
 
 
+def ids_or_several(
+    function: str, argument: str, value: Any, shape: Shape, of: str, ignore_index: Any
+) -> tuple[Array, int | None]:
+    """As `ids`, of the given shape or with one axis more."""
+    given, index = _signed(function, argument, value, ignore_index)
+    several = given.ndim == len(shape) + 1
+    return _of_shape(
+        function, argument, given, (*shape, *given.shape[-1:]) if several else shape, of
+    ), index
+
+
 def one_class(function: str, argument: str, value: Any, n: int, shape: Shape) -> Array:
     """Returns class ids broadcast to `shape`; those given as one number must lie in [0, n)."""
     given, _ = _signed(function, argument, value, None)

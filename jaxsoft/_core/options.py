@@ -93,11 +93,11 @@ def number_or_none(
     return None if isinstance(value, float) and value == 0 else value
 
 
-def softcap(function: str, value: Any) -> ArrayLike | None:
+def softcap(function: str, value: Any, argument: str = "softcap") -> ArrayLike | None:
     """Returns a positive number, or None, which an infinite number stands for as well."""
     if value is None or (isinstance(value, (float, np.floating)) and value == math.inf):
         return None
-    cap = number(function, "softcap", value, 0, math.inf, open_low=True)
+    cap = number(function, argument, value, 0, math.inf, open_low=True)
     # One below every float32 is as good as the smallest: both make all logits equal.
     return max(cap, float(np.finfo(np.float32).tiny)) if isinstance(cap, float) else cap
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 Out = TypeVar("Out")
 
@@ -44,6 +44,8 @@ def program(
 ) -> Callable[[Callable[..., Out]], Callable[..., Out]]:
     """Compiles a function of arrays, the first of which says how the results are divided.
 
+    An argument may be a tree of arrays.
+
     Args:
         static: the names of the keyword arguments that are not arrays.
         places: `Places` of all results, or a tuple of one for each, given the number of axes of
@@ -52,16 +54,16 @@ def program(
 
     def compiled(fun: Callable[..., Out]) -> Callable[..., Out]:
         @functools.wraps(fun)
-        def run(*args: Array | None, **options: Any) -> Out:
+        def run(*args: Any, **options: Any) -> Out:
             along = {name: options.pop(name) for name in static}
 
-            def call(args: tuple[Array | None, ...], options: dict[str, Any]) -> Out:
+            def call(args: tuple[Any, ...], options: dict[str, Any]) -> Out:
                 return fun(*args, **options, **along)
 
             mesh = _explicit((args, options))
             if mesh is None or _auto_axes is None:
                 return call(args, options)
-            first = jax.typeof(args[0])
+            first = jax.typeof(jax.tree.leaves(args)[0])
             spec = (*first.sharding.spec, *(None,) * first.ndim)
 
             def divided(places: Places) -> NamedSharding:

@@ -150,10 +150,10 @@ def same_shape(function: str, argument: str, value: Array, shape: Shape, of: str
         )
 
 
-def matrix(function: str, argument: str, value: Array, x: Array) -> None:
+def matrix(function: str, argument: str, value: Array, x: Array, of: str) -> None:
     """Raises `ValueError` unless `value` is a matrix that x, of shape [..., d], multiplies."""
     if x.ndim < 1:
-        raise ValueError(f"{function}: x must have an axis of features, got shape {x.shape}")
+        raise ValueError(f"{function}: {of} must have an axis of features, got shape {x.shape}")
     if value.ndim != 2 or value.shape[0] != x.shape[-1]:
         cure = ""
         if value.ndim == 2 and value.shape[1] == x.shape[-1]:
@@ -161,8 +161,8 @@ def matrix(function: str, argument: str, value: Array, x: Array) -> None:
         elif value.shape == x.shape[:-1]:
             cure = f" (are {argument} and labels swapped?)"
         raise ValueError(
-            f"{function}: {argument} must have shape ({x.shape[-1]}, n) (x {x.shape} @ w), "
-            f"got {value.shape}{cure}"
+            f"{function}: {argument} must have shape ({x.shape[-1]}, n) "
+            f"({of} {x.shape} @ {argument}), got {value.shape}{cure}"
         )
 
 
@@ -174,6 +174,13 @@ def integer(function: str, argument: str, value: Any, wanted: str = "an integer"
         raise TypeError(
             f"{function}: {argument} must be {wanted}, got {described(value)}"
         ) from None
+
+
+def flag(function: str, argument: str, value: Any) -> bool:
+    """Returns a boolean that is known."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{function}: {argument} must be True or False, got {described(value)}")
+    return bool(value)
 
 
 def sizes(function: str, argument: str, value: Any) -> tuple[int, ...]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic, valued
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._functions.softmax import probabilities
 from jaxsoft._rows import statistics
-from jaxsoft._rows.jacobian_product import Vector, jacobian_product
 from jaxsoft._rows.logits import Logits, compute_dtype, keep_inputs, prepare
 from jaxsoft._rows.rowwise import rowwise
 from jaxsoft._rows.statistics import Row
 
-_SERIES_TERMS = 14  # of exp(d) - 1 - d for |d| < 1/2 in float64
+_SERIES_TERMS = {4: 8, 8: 14}  # of exp(d) - 1 - d for |d| < 1/2, in float32 and float64
 
 
 def kl_divergence(
@@ -88,37 +87,70 @@ def _kl_divergence(
         return prepare(given, axis, where, temperature)
 
     x_row, y_row = (statistics.statistics(logits(given), axis) for given in (x, y))
-    loss = keep_inputs(lambda: divergence(logits(x).z, logits(y).z, x_row, y_row, axis))
-    return devices.joined(loss, axis.mesh)
+    parts = keep_inputs(lambda: sums(logits(x).z, logits(y).z, x_row, y_row, axis))
+    parts = Sums(*(devices.joined(part, axis.mesh) for part in parts))
+    return divergence(parts, x_row, y_row)
 
 
-# z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p). A row without
-# any p has no divergence. Ratios are taken in quarters, which do not overflow.
-def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
+# With normalizers that are held fixed, p_j = exp(z_j - m) / Z and q_j are functions of one logit
+# each, P = Σ p_j and Q = Σ q_j are 1 but for their derivatives, and with d = log q - log p
+#
+#     KL = Σ (p_j / P) (log (p_j / P) - log (q_j / Q)) = Φ / P - (exp(t) - 1 - t),
+#     Φ = Σ p_j (exp(d_j) - 1 - d_j),    t = log(Q / P) = log(1 + E / P),    E = Σ (q_j - p_j).
+#
+# E is 0 but for the rounding of the normalizers, the same in every d_j. In the value its square
+# matters, and in the derivatives E itself: they correct d by it, to the rounding of w - z.
+class Sums(NamedTuple):
+    """What the divergence needs of a row: sums over the classes, given the normalizers.
+
+    Attributes:
+        terms: Φ.
+        total: P.
+        excess: E.
+    """
+
+    terms: Float[Array, "..."]
+    total: Float[Array, "..."]
+    excess: Float[Array, "..."]
+
+
+def _sums(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Sums:
+    p, q, quarter = _of_classes(z, w, z_row, w_row, axis)
+    terms, difference = _terms_and_difference(p, q, quarter)
+    out = Sums(axis.sum(terms), axis.sum(p), axis.sum(difference))
+    return devices.copied(out, z, axis.mesh)
+
+
+# ∂Φ/∂z = -p d, ∂Φ/∂w = q - p, ∂p/∂z = p, ∂q/∂w = q. Ratios are taken in quarters, which do not
+# overflow.
+def _sums_pullback(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, bars: Sums) -> Any:
+    p, q, quarter = _of_classes(z, w, z_row, w_row, axis)
+    _, difference = _terms_and_difference(p, q, quarter)
+    terms, total, excess = (axis.expand(bar) for bar in bars)
+    z_bar = p * (total - excess) - 4 * (terms * (p * quarter))
+    z_bar = jnp.where(p == 0, 0, z_bar)  # also where the divergence is infinite
+    return z_bar, terms * valued(q - p, difference) + excess * q, None, None
+
+
+sums = analytic(_sums, _sums_pullback, static=(4,))
+
+
+def divergence(sums: Sums, z_row: Row, w_row: Row) -> Float[Array, "..."]:
+    """The divergence of each row; 0 with derivative 0 of one without any p."""
+    absent = z_row.rest == -1
+    total = jnp.where(absent, 1, sums.total)
+    excess = jnp.where(w_row.rest == -1, 0, sums.excess) / total
+    out = sums.terms / total - _above_line(jnp.log1p(excess))
+    return jnp.where(absent, 0, out)
+
+
+def _of_classes(
+    z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis
+) -> tuple[Array, Array, Array]:
+    """p, q and (log q - log p) / 4."""
     p = statistics.probabilities(z, None, z_row.normalizer, axis, z.dtype).classes
     q = statistics.probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
-    terms = _terms(p, q, _quarter_ratio(z, w, p, z_row, w_row, axis))
-    out = devices.copied(axis.sum(terms), z, axis.mesh)
-    return jnp.where(z_row.rest == -1, 0, out)
-
-
-def _divergence_pullback(
-    z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, cotangent: Array
-) -> Any:
-    of_z = probabilities(z, None, z_row.normalizer, axis, z.dtype)
-    p, q = of_z.classes, probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
-    quarter = _quarter_ratio(z, w, p, z_row, w_row, axis)
-    slope = jacobian_product(of_z, Vector(quarter, None), axis).classes
-    difference = _difference(p, q, 4 * quarter)
-    # The differences sum to 0: that of a class above 1/2 is minus the sum of the others.
-    top = p > 0.5
-    others = axis.expand(axis.sum(jnp.where(top, 0, difference)))
-    w_bar = valued(q - p, jnp.where(top, -others, difference))
-    cotangent = axis.expand(jnp.where(z_row.rest == -1, 0, cotangent))
-    return -4 * cotangent * slope, cotangent * w_bar, None, None
-
-
-divergence = analytic(_divergence, _divergence_pullback, static=(4,))
+    return p, q, _quarter_ratio(z, w, p, z_row, w_row, axis)
 
 
 def _quarter_ratio(z: Array, w: Array, p: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
@@ -129,21 +161,33 @@ def _quarter_ratio(z: Array, w: Array, p: Array, z_row: Row, w_row: Row, axis: C
     return jnp.where(p == 0, 0, ((w - z) - axis.expand(tops)) - axis.expand(logarithms))
 
 
-# Of a class with p = 0 the term is q: it belongs to a sum over all classes, in which q and p both
-# add up to 1.
-def _terms(p: Array, q: Array, quarter: Array) -> Array:
-    """p (exp(d) - 1 - d) for d / 4 = (log q - log p) / 4: none is negative, and none cancels."""
+# Where p and q are within a factor of 1.6 of each other, both come from a series. Of a class with
+# p = 0 both are q: it belongs to sums over all classes, in which q and p add up to 1.
+def _terms_and_difference(p: Array, q: Array, quarter: Array) -> tuple[Array, Array]:
+    """p (exp(d) - 1 - d), which is not negative, and q - p, for d / 4 = (log q - log p) / 4."""
     near = (jnp.abs(quarter) < 0.125) & (p != 0)
     d = jnp.where(near, 4 * quarter, 0)
+    above = _series(d)
+    terms = jnp.where(near, p * above, (q - p) - 4 * (p * quarter))
+    return terms, jnp.where(near, p * (d + above), q - p)
+
+
+def _series(d: Array) -> Array:
+    """exp(d) - 1 - d for |d| < 1/2."""
     series = jnp.zeros_like(d)
-    for k in range(_SERIES_TERMS + 1, 1, -1):
+    for k in range(_SERIES_TERMS[d.dtype.itemsize] + 1, 1, -1):
         series = series * d + 1 / math.factorial(k)
-    far = (q - p) - 4 * (p * quarter)
-    return jnp.where(near, p * (d * d * series), far)
+    return d * d * series
 
 
-def _difference(p: Array, q: Array, log_ratio: Array) -> Array:
-    """q - p from the logarithm of their ratio, to its last bits where both round to 1."""
-    d = -jnp.abs(log_ratio)
-    exact = jnp.where(log_ratio < 0, p * jnp.expm1(d), -q * jnp.expm1(d))
-    return jnp.where(p == 0, q, exact)
+@jax.custom_jvp
+def _above_line(t: Array) -> Array:
+    """exp(t) - 1 - t."""
+    near = jnp.abs(t) < 0.5
+    return jnp.where(near, _series(jnp.where(near, t, 0)), jnp.expm1(t) - t)
+
+
+@_above_line.defjvp
+def _above_line_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (t,), (t_dot,) = primals, tangents
+    return _above_line(t), jnp.expm1(t) * t_dot

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Shaped
 
 from jaxsoft._core import class_ids, devices, options, programs, validation
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._core.devices import Mesh
-from jaxsoft._core.programs import Places
 from jaxsoft._core.sizes import is_empty, known
 from jaxsoft._functions import token_loss
 from jaxsoft._functions.token_loss import Reduction
-from jaxsoft._linear.chunks import Division
-from jaxsoft._linear.online import Layer, Options, Tokens
-from jaxsoft._linear.rules import losses, weighted_sum
-from jaxsoft._rows.logits import compute_dtype, nan_unless, positive
-
-# On a CPU the product of a chunk of so many classes stays in the cache. Elsewhere each chunk of
-# classes costs kernels and passes over memory, so by default there is one.
-_CLASSES = 2048
-_LEAST_TOKENS = 384  # products of matrices with fewer rows are slow
+from jaxsoft._linear import token_losses
+from jaxsoft._linear.loops import Division, divided
+from jaxsoft._linear.models import Model, checked, prepared
+from jaxsoft._linear.operands import Tokens
+from jaxsoft._linear.rules import found_of, weighted_sum, with_derivatives
+from jaxsoft._linear.token_losses import Losses, LossStatistics
+from jaxsoft._rows.logits import nan_unless
 
 
 def linear_cross_entropy(
@@ -45,7 +39,8 @@ def linear_cross_entropy(
     token_chunk: int | None = None,
     vocab_chunk: int | None = None,
     axis_name: validation.AxisName = None,
-) -> Float[Array, "..."]:
+    has_aux: bool = False,
+) -> Any:
     r"""Cross-entropy of softmax(x w + bias), without ever holding the logits of all tokens.
 
         loss_i = cross_entropy(x_i w + bias, labels_i, …)
@@ -91,10 +86,15 @@ def linear_cross_entropy(
             on these devices, as the loss is; labels are ids among all classes. Where labels differ
             between devices the loss is NaN, if JAX does not know it before. "none" is
             differentiated in `jax.shard_map` from jax 0.7 on.
+        has_aux: whether to return what else the same pass finds of each token, for monitoring, as
+            `jax.value_and_grad(..., has_aux=True)` takes it. It costs no product of matrices.
 
     Returns:
         The loss in nats: a scalar, or an array of the shape of `labels` for "none", in float32 or
-        wider.
+        wider. With `has_aux` a pair of it and `LossStatistics`, two arrays of the shape of
+        `labels`: `log_partition`, log Σ_j exp(z_j) of the logits z, which is differentiable (in one
+        more pass over the logits); and `correct`, whether no logit is larger than that of the
+        label. Of an ignored token they are 0 and False.
 
     Raises:
         TypeError: an argument is complex or not an array, `labels` are not integers, a chunk is no
@@ -118,18 +118,19 @@ def linear_cross_entropy(
         8.245e-09 20
         >>> print(jax.grad(jaxsoft.linear_cross_entropy)(x, w, labels).shape)
         (2, 3)
+        >>> loss, found = jaxsoft.linear_cross_entropy(x, w, labels, has_aux=True)
+        >>> print(f"accuracy {found.correct.mean()}, log Z {found.log_partition}")
+        accuracy 0.5, log Z [20. 20.]
 
     Source: Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", for the
     loss in chunks.
     """
     name = "linear_cross_entropy"
-    x, w = validation.floating(name, "x", x), validation.floating(name, "w", w)
-    validation.matrix(name, "w", w, x)
-    shape, n = x.shape[:-1], w.shape[1]
+    model = checked(name, x, w, bias, softcap)
+    shape, n = model.x.shape[:-1], model.w.shape[1]
     given, of = labels, "x without its last axis"
     labels, ignored = class_ids.ids(name, "labels", labels, shape, of, ignore_index)
     token_loss.check_reduction(name, reduction)
-    bias = options.per_class(name, "bias", bias, n, "one for each class")
     class_weights = options.per_class(
         name, "class_weights", class_weights, n, "one weight per class"
     )
@@ -141,93 +142,72 @@ def linear_cross_entropy(
         "label_smoothing": options.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
         "z_loss": options.number_or_none(name, "z_loss", z_loss, 0, math.inf),
         "temperature": options.temperature(name, temperature, (*shape, n), (len(shape),)),
-        "softcap": options.softcap(name, softcap),
     }
-    mesh = validation.mesh(name, axis_name, x=x, **alike)
+    mesh = validation.mesh(name, axis_name, x=model.x, softcap=model.softcap, **alike)
     class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
     tokens = options.positive_or_none(name, "token_chunk", token_chunk)
     classes = options.positive_or_none(name, "vocab_chunk", vocab_chunk)
-    division = _division(w, tokens, classes, reduction, mesh)
-    of_classes = {"bias": bias, "class_weights": class_weights}
-    static = {"ignore_index": ignored, "reduction": reduction, "division": division}
-    return _linear_cross_entropy(x, w, **alike, **of_classes, **static)
+    static = {
+        "ignore_index": ignored,
+        "reduction": reduction,
+        "division": divided(model.w, tokens, classes, mesh, once=reduction != "none"),
+        "has_aux": validation.flag(name, "has_aux", has_aux),
+    }
+    return _linear_cross_entropy((model,), class_weights=class_weights, **alike, **static)
 
 
-def _division(
-    w: Array, tokens: int | None, classes: int | None, reduction: Reduction, mesh: Mesh | None
-) -> Division:
-    """How tokens and classes are divided, by default where the size of a chunk is None."""
-    d, n = w.shape
-    keep = classes is None and reduction != "none"
-    most = d if known(lambda: d > _LEAST_TOKENS, False) else _LEAST_TOKENS
-    if not keep:
-        most += most // 3
-    together = n
-    if jax.default_backend() == "cpu":
-        if mesh is None and jax.device_count() > 1:
-            # The compiler may have divided the classes among devices: a chunk of them would have to
-            # be sent to all. The memory that all classes take at once is saved on tokens.
-            most //= 2
-        elif known(lambda: n > _CLASSES, False):
-            together = _in_cache(n)
-    return Division(tokens or most, classes or together, keep, mesh)
+def _places(ndim: int, *, reduction: Reduction, has_aux: bool, **_: Any) -> Any:
+    of_tokens = programs.of_last(ndim)
+    loss = of_tokens if reduction == "none" else ()
+    return (loss, of_tokens, of_tokens) if has_aux else loss
 
 
-def _in_cache(n: int) -> int:
-    """About `_CLASSES` of them, and if possible such that all chunks are of one size."""
-    count = max(1, round(n / _CLASSES))
-    near = sorted(range(count - count // 3, count + count // 3 + 1), key=lambda c: abs(c - count))
-    return next((n // c for c in near if n % c == 0), math.ceil(n / count))
-
-
-def _places(ndim: int, *, reduction: Reduction, **_: Any) -> Places:
-    return programs.of_last(ndim) if reduction == "none" else ()
-
-
-@programs.program(static=("ignore_index", "reduction", "division"), places=_places)
+@programs.program(static=("ignore_index", "reduction", "division", "has_aux"), places=_places)
 def _linear_cross_entropy(
-    x: Array,
-    w: Array,
+    models: tuple[Model, ...],
     *,
     labels: Array,
     weights: Array | None,
+    class_weights: Array | None,
+    label_smoothing: Array | None,
+    z_loss: Array | None,
     temperature: Array | None,
     ignore_index: int | None,
     reduction: Reduction,
     division: Division,
-    **options: Any,
-) -> Array:
-    shape, mesh = labels.shape, division.mesh
-    common = jnp.promote_types(x.dtype, w.dtype)
-    dtype = compute_dtype(common)
-    given = (temperature, weights, *Options(**options))
-    widened = [None if option is None else jnp.asarray(option, dtype) for option in given]
-    args = devices.aligned(w.astype(common), x, labels, *widened, mesh=mesh)
-    w, x, labels, scale, weights, *of_layer = args
-    x, labels = x.reshape(labels.size, w.shape[0]).astype(common), labels.reshape(-1)
-    axis = ClassAxis(1, mesh)
-    n = axis.count(w)
+    has_aux: bool,
+) -> Any:
+    shape, mesh, axis = labels.shape, division.mesh, ClassAxis(1, division.mesh)
+    given = labels, weights, temperature, class_weights, label_smoothing, z_loss
+    x, layer, others, dtype = prepared(models, *given, mesh=mesh)
+    labels, weights, temperature, *options = others
+    layer = layer.with_options(*options)
+    labels, n = labels.reshape(-1), axis.count(layer.w[0])
     valid, ignored = token_loss.labelled(labels, n, ignore_index, mesh)
-    factors, finite = devices.typed(jnp.ones(labels.shape, dtype), x), None
+    factors, finite = devices.typed(jnp.ones(labels.shape, dtype), x[0]), None
     if weights is not None:
-        factors, finite = weights.reshape(-1), jnp.all(jnp.isfinite(x), 1)
+        factors, finite = weights.reshape(-1), jnp.all(jnp.isfinite(x[0]), 1)
     factors, valid, ignored = token_loss.examples(factors, valid, ignored, finite)
     if is_empty(labels) or known(lambda: n == 0, False):
         # Without a class no label exists: a loss is NaN, or else 0 by its weight or ignore_index.
         out = nan_unless(factors == 0, jnp.zeros_like(factors))
+        statistics = LossStatistics(jnp.full_like(out, -jnp.inf), jnp.zeros(labels.shape, bool))
     else:
-        if scale is not None:
-            scale = positive(scale.reshape(-1), dtype)
-            scale = scale if ignored is None else jnp.where(ignored, 1, scale)
-        copied = functools.partial(devices.copied, like=w, mesh=mesh)
-        x = x if mesh is None else x.astype(dtype)  # its gradient is added up before it is rounded
-        tokens = Tokens(copied(x), axis.places(labels, w), valid, ignored, copied(scale))
-        layer = Layer(w, Options(*copied(of_layer)))
+        places = axis.places(labels, layer.w[0])
+        tokens = Tokens(x, places, valid, ignored).with_temperature(temperature)
+        losses = Losses(rival=has_aux)
+        along = losses, tokens, layer, division
         if reduction == "none":
-            out = devices.joined(losses(tokens, layer, division, common), mesh)
-            out = token_loss.weighted(factors, out)
+            found = found_of(*along)
+            out = token_loss.weighted(factors, losses.loss(found, tokens, layer, mesh))
         else:
-            out = weighted_sum(tokens, layer, copied(factors), division, common)
-            out = devices.joined(out, mesh)
+            out, found = weighted_sum(factors, *along)
+            found = with_derivatives(found, *along) if has_aux else found
+        if has_aux:
+            statistics = token_losses.statistics(found, tokens)
     out = token_loss.reduced(out, factors, reduction)
-    return out.reshape(shape) if reduction == "none" else out
+    loss = out.reshape(shape) if reduction == "none" else out
+    if not has_aux:
+        return loss
+    log_partition, correct = statistics
+    return loss, LossStatistics(log_partition.reshape(shape), correct.reshape(shape))

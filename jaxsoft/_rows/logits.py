@@ -15,6 +15,7 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
 
 _LONG = 4096  # rows with more entries than this are long
+_PIECE = 64  # so many entries of a row are looked through one by one
 _SATURATED = 1e4  # a number whose tanh is 1 in every type
 
 
@@ -125,6 +126,13 @@ def centred(
     return jnp.where(absent, -jnp.inf, _scaled(jnp.where(absent, top, z), top, temperature))
 
 
+def gap(
+    z: Float[Array, "..."], top: Float[Array, "..."], temperature: Float[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """(z - m) / T, without a temperature z - m."""
+    return z - top if temperature is None else centred(z, top, temperature)
+
+
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a
 # zero cotangent stays zero. With T > 1 all is taken in eighths: those of two numbers of any size
 # have a finite difference, and that of T has a reciprocal that does not underflow. With T ≤ 1 a
@@ -193,6 +201,22 @@ def maximum(z: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     # between the two. Short ones do not start from a finite number: in a reduction over one entry,
     # which XLA makes of columns stacked to a row, it forgets where it starts.
     return lax.reduce(z, lowest, lax.max, (axis,))
+
+
+# XLA:CPU (jax 0.10) takes ten times as long for argmax as for max. The maxima of pieces tell in
+# which piece the largest entry is, and argmax where it is there. No entry is compared with the
+# maximum for equality: it may be computed twice, with other roundings.
+def place_of_maximum(u: Float[Array, "t n"]) -> Int[Array, " t"]:
+    """The place of the largest entry of each row, the first of several; of NaN, if there is one."""
+    t, n = u.shape
+    if known(lambda: n < 2 * _PIECE, True):
+        return jnp.argmax(u, 1)
+    whole = n - n % _PIECE
+    pieces = u[:, :whole].reshape(t, -1, _PIECE)
+    best = jnp.argmax(jnp.max(pieces, 2), 1)
+    few = jnp.take_along_axis(pieces, best[:, None, None], 1)[:, 0]
+    place = jnp.argmax(jnp.concatenate([few, u[:, whole:]], 1), 1)
+    return jnp.where(place < _PIECE, best * _PIECE + place, whole - _PIECE + place)
 
 
 def cap(x: Float[Array, "..."], softcap: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:

@@ -13,9 +13,10 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxsoft._core import devices
 from jaxsoft._core.axes import ClassAxis
+from jaxsoft._core.devices import Mesh
 from jaxsoft._core.primitives import AlongClasses
 from jaxsoft._rows.jacobian_product import Probabilities, flatness
-from jaxsoft._rows.logits import Logits
+from jaxsoft._rows.logits import Logits, gap, maximum
 
 
 class Normalizer(NamedTuple):
@@ -67,7 +68,8 @@ def statistics(logits: Logits, axis: ClassAxis, label: Int[Array, "..."] | None 
         return STATISTICS(given, axis=axis)
     here, sink = axis._replace(mesh=None), given.sink
     # The label may be on another device.
-    row = _of_devices(STATISTICS(given._replace(sink=None, label=None), axis=here), axis)
+    part = STATISTICS(given._replace(sink=None, label=None), axis=here)
+    row = of_devices(part, axis.mesh)
     return row if sink is None else united(row, Row(sink, jnp.zeros_like(sink)))
 
 
@@ -120,25 +122,35 @@ NORMALIZER = AlongClasses("row_normalizer", plain_sum, lambda z: Normalizer(z.to
 #
 # so that Z - 1 is a sum of rests and exponentials, and the number of the parts that have the
 # maximum, less one. A single entry is a part with r = 0, and no entry at all one with r = -1.
-def _moved(part: Row, top: Array) -> tuple[Array, Array]:
+def _moved(part: Row, top: Array, temperature: Array | None) -> tuple[Array, Array]:
     """What a part adds to the sum given the maximum of the row: without 1 and 1, or all and 0."""
     highest = part.top == top
-    gap = jnp.where(highest, 0, part.top - top)  # never that of two infinities
-    rest = jnp.where(highest, part.rest, (1 + part.rest) * jnp.exp(gap))
+    distance = jnp.where(highest, 0, gap(part.top, top, temperature))  # never of two infinities
+    rest = jnp.where(highest, part.rest, (1 + part.rest) * jnp.exp(distance))
     return rest, highest.astype(rest.dtype)
 
 
-def united(a: Row, b: Row) -> Row:
+def of_scaled(u: Float[Array, "t n"], temperature: Float[Array, " t"] | None) -> Row:
+    """The statistics of (u - m) / T, with the maximum m of u."""
+    top = maximum(lax.stop_gradient(u), 1)
+    if temperature is None:
+        return statistics(Logits(u, top), ClassAxis(1))
+    z = gap(u, top[:, None], temperature[:, None])
+    return Row(top, statistics(Logits(z, jnp.zeros_like(top)), ClassAxis(1)).rest)
+
+
+def united(a: Row, b: Row, temperature: Array | None = None) -> Row:
     """The statistics of two parts of a row together."""
     top = jnp.maximum(a.top, b.top)
-    (rest, is_top), (other_rest, other_is_top) = _moved(a, top), _moved(b, top)
+    parts = _moved(a, top, temperature), _moved(b, top, temperature)
+    (rest, is_top), (other_rest, other_is_top) = parts
     return Row(top, (rest + other_rest) + (is_top + other_is_top - 1))
 
 
-def _of_devices(part: Row, axis: ClassAxis) -> Row:
+def of_devices(part: Row, mesh: Mesh | None, temperature: Array | None = None) -> Row:
     """The statistics of whole rows from those of their parts on each device."""
-    top = devices.largest(part.top, axis.mesh)
-    rest, count = devices.total(_moved(part, top), axis.mesh)
+    top = devices.largest(part.top, mesh)
+    rest, count = devices.total(_moved(part, top, temperature), mesh)
     return Row(top, rest + (count - 1))
 
 

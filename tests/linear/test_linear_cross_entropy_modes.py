@@ -80,7 +80,7 @@ def test_one_program_for_all_values_of_the_options(caplog):
 )
 def test_a_hessian_vector_product(token_chunk, vocab_chunk, kept, monkeypatch):
     if kept is not None:  # several chunks of classes, whose logits are kept, as of a large layer
-        monkeypatch.setattr("jaxsoft._linear.linear_cross_entropy._CLASSES", kept)
+        monkeypatch.setattr("jaxsoft._linear.loops._CLASSES", kept)
     chunks = {"token_chunk": token_chunk, "vocab_chunk": vocab_chunk}
     gradient = jax.grad(functools.partial(fused, **chunks), (0, 1, 2))
     primals = X, W, BIAS
