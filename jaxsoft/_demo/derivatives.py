@@ -151,6 +151,19 @@ def cases(seed: int) -> tuple[Case, ...]:
         weighted = weights.astype(x.dtype) * target
         return jnp.sum(weighted * (log_partition - x)) + 0.0625 * log_partition**2
 
+    identity = jnp.eye(n, dtype=x.dtype)
+    layer = jnp.concatenate([x[None], identity])
+
+    def statistics(xw: Array) -> Array:
+        found = jaxsoft.linear_log_probs(xw[0], xw[1:], label, vocab_chunk=n // 2)
+        return jnp.stack(found[:3])
+
+    def plain_statistics(xw: Array) -> Array:
+        z = xw[0] @ xw[1:]
+        p = _plain_softmax(z)
+        entropy = _plain_cross_entropy(z, p)
+        return jnp.stack([jnp.log(p[label]), entropy, jnp.log(jnp.sum(jnp.exp(z)))])
+
     def attention(xv: Array) -> Array:
         k, v = (row[:, None, None] for row in xv)
         query = jnp.ones_like(k[:1])
@@ -204,7 +217,14 @@ def cases(seed: int) -> tuple[Case, ...]:
             "linear_cross_entropy",
             lambda xw: jaxsoft.linear_cross_entropy(xw[0], xw[1:], label, vocab_chunk=n // 2),
             lambda xw: -jnp.log(_plain_softmax(xw[0] @ xw[1:])[label]),
-            jnp.concatenate([x[None], jnp.eye(n, dtype=x.dtype)]),
+            layer,
+        ),
+        Case("linear_log_probs", statistics, plain_statistics, layer),
+        Case(
+            "linear_kl_divergence",
+            lambda yw: jaxsoft.linear_kl_divergence(yw[0], yw[1:], x, identity, vocab_chunk=n // 2),
+            lambda yw: _plain_kl_divergence(x.astype(yw.dtype), yw[0] @ yw[1:]),
+            jnp.concatenate([y[None], identity]),
         ),
         Case(
             "dot_product_attention",

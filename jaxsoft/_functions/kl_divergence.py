@@ -12,7 +12,9 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic, valued
 from jaxsoft._core.axes import ClassAxis
+from jaxsoft._functions.softmax import probabilities
 from jaxsoft._rows import statistics
+from jaxsoft._rows.jacobian_product import Vector, jacobian_product
 from jaxsoft._rows.logits import Logits, compute_dtype, keep_inputs, prepare
 from jaxsoft._rows.rowwise import rowwise
 from jaxsoft._rows.statistics import Row
@@ -87,9 +89,31 @@ def _kl_divergence(
         return prepare(given, axis, where, temperature)
 
     x_row, y_row = (statistics.statistics(logits(given), axis) for given in (x, y))
-    parts = keep_inputs(lambda: sums(logits(x).z, logits(y).z, x_row, y_row, axis))
-    parts = Sums(*(devices.joined(part, axis.mesh) for part in parts))
-    return divergence(parts, x_row, y_row)
+    loss = keep_inputs(lambda: divergence(logits(x).z, logits(y).z, x_row, y_row, axis))
+    return devices.joined(loss, axis.mesh)
+
+
+# z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p), of which the
+# derivative is that of probabilities and the value that of the corrected differences below.
+def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
+    return from_sums(_sums(z, w, z_row, w_row, axis), z_row, w_row)
+
+
+def _divergence_pullback(
+    z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, cotangent: Array
+) -> Any:
+    of_z = probabilities(z, None, z_row.normalizer, axis, z.dtype)
+    p, q = of_z.classes, probabilities(w, None, w_row.normalizer, axis, w.dtype).classes
+    quarter = _quarter_ratio(z, w, p, z_row, w_row, axis)
+    slope = jacobian_product(of_z, Vector(quarter, None), axis).classes
+    _, difference = _terms_and_difference(p, q, quarter)
+    excess = jnp.where(w_row.rest == -1, 0, axis.sum(difference))
+    difference -= q * axis.expand(excess / (1 + excess))
+    cotangent = axis.expand(jnp.where(z_row.rest == -1, 0, cotangent))
+    return -4 * cotangent * slope, cotangent * valued(q - p, difference), None, None
+
+
+divergence = analytic(_divergence, _divergence_pullback, static=(4,))
 
 
 # With normalizers that are held fixed, p_j = exp(z_j - m) / Z and q_j are functions of one logit
@@ -135,7 +159,7 @@ def _sums_pullback(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, 
 sums = analytic(_sums, _sums_pullback, static=(4,))
 
 
-def divergence(sums: Sums, z_row: Row, w_row: Row) -> Float[Array, "..."]:
+def from_sums(sums: Sums, z_row: Row, w_row: Row) -> Float[Array, "..."]:
     """The divergence of each row; 0 with derivative 0 of one without any p."""
     absent = z_row.rest == -1
     total = jnp.where(absent, 1, sums.total)
@@ -161,15 +185,19 @@ def _quarter_ratio(z: Array, w: Array, p: Array, z_row: Row, w_row: Row, axis: C
     return jnp.where(p == 0, 0, ((w - z) - axis.expand(tops)) - axis.expand(logarithms))
 
 
-# Where p and q are within a factor of 1.6 of each other, both come from a series. Of a class with
-# p = 0 both are q: it belongs to sums over all classes, in which q and p add up to 1.
+# Where p and q are within a factor of 1.6 of each other, both come from a series. Elsewhere q - p
+# is the larger one times a number that is not small, so that it has the rounding of one of them. Of
+# a class with p = 0 both are q: it belongs to sums over all classes, in which q and p add up to 1.
 def _terms_and_difference(p: Array, q: Array, quarter: Array) -> tuple[Array, Array]:
     """p (exp(d) - 1 - d), which is not negative, and q - p, for d / 4 = (log q - log p) / 4."""
-    near = (jnp.abs(quarter) < 0.125) & (p != 0)
+    near = jnp.abs(quarter) < 0.125
     d = jnp.where(near, 4 * quarter, 0)
     above = _series(d)
-    terms = jnp.where(near, p * above, (q - p) - 4 * (p * quarter))
-    return terms, jnp.where(near, p * (d + above), q - p)
+    smaller = jnp.exp(-4 * jnp.abs(quarter))  # over the larger one
+    far = jnp.where(quarter < 0, p * (smaller - 1), q * (1 - smaller))
+    difference = jnp.where(p == 0, q, jnp.where(near, p * (d + above), far))
+    terms = jnp.where(near & (p != 0), p * above, difference - 4 * (p * quarter))
+    return terms, difference
 
 
 def _series(d: Array) -> Array:

@@ -16,7 +16,7 @@ from jaxsoft._functions.kl_divergence import Sums
 from jaxsoft._linear.chunks import Found
 from jaxsoft._linear.operands import Classes, Layer, PerModel, Tokens
 from jaxsoft._rows import statistics
-from jaxsoft._rows.logits import compute_dtype, gap
+from jaxsoft._rows.logits import gap
 from jaxsoft._rows.statistics import Row
 
 Rows = tuple[Row, Row]  # of p and of q: largest logits, and Z - 1
@@ -34,7 +34,7 @@ class Divergences:
 
     def nothing(self, tokens: Tokens, layer: Layer) -> Rows:
         """The statistics of no class."""
-        dtype = compute_dtype(jnp.result_type(*layer.w))
+        dtype = layer.dtype
         none = jnp.zeros(tokens.length, dtype)
         row = Row(jnp.full_like(none, jnp.finfo(dtype).min), none - 1)
         return row, row
@@ -69,5 +69,5 @@ class Divergences:
 
     def loss(self, found: Found, tokens: Tokens, layer: Layer, mesh: Mesh | None) -> Array:
         """The divergence of each token."""
-        out = kl_divergence.divergence(found.sums, *found.constants)
+        out = kl_divergence.from_sums(found.sums, *found.constants)
         return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)

@@ -113,7 +113,7 @@ def over_tokens(
 
     xs = *divided("edge", (tokens, *others)), *divided("constant", given)
     carry, out = lax.scan(body, carry, xs)
-    in_order = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:length]
+    in_order = lambda leaf: leaf.swapaxes(0, 1).reshape(size * count, *leaf.shape[2:])[:length]
     return carry, jax.tree.map(in_order, out)
 
 

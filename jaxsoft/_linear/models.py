@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxsoft._core import devices, options, validation
 from jaxsoft._core.devices import Mesh
-from jaxsoft._linear.operands import Layer, Options
+from jaxsoft._linear.operands import Layer, Options, widest
 from jaxsoft._rows.logits import compute_dtype
 
 
@@ -60,7 +60,7 @@ def prepared(models: tuple[Model, ...], *others: Array | None, mesh: Mesh | None
     Each model keeps a 16-bit type of its own.
     """
     own = [jnp.promote_types(model.x.dtype, model.w.dtype) for model in models]
-    wide = compute_dtype(jnp.result_type(*own))
+    wide = widest(*own)
     own = [dtype if compute_dtype(dtype) == wide else wide for dtype in own]
 
     def widened(a: Any) -> Array | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsoft._rows.logits import cap, positive
+from jaxsoft._rows.logits import cap, compute_dtype, positive
 
 
 class Tokens(NamedTuple):
@@ -65,6 +65,11 @@ class Layer(NamedTuple):
     w: tuple[Float[Array, "_ n"], ...]
     options: Options
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What all is computed in."""
+        return widest(*(w.dtype for w in self.w))
+
     def with_options(self, *options: Array | None) -> "Layer":
         """With the class weights, the label smoothing and the z-loss."""
         of_models = self.options[:2]
@@ -88,6 +93,11 @@ class Classes(NamedTuple):
 
 
 PerModel = tuple[Array, ...]
+
+
+def widest(*dtypes: jnp.dtype) -> jnp.dtype:
+    """What is computed in where there are several types."""
+    return max(map(compute_dtype, dtypes), key=lambda dtype: dtype.itemsize)
 
 
 def logits(products: tuple[Array, ...], classes: Classes) -> PerModel:

@@ -89,7 +89,7 @@ class Losses:
 
     def nothing(self, tokens: Tokens, layer: Layer) -> Found:
         """What is known of no class."""
-        dtype, options = compute_dtype(layer.w[0].dtype), layer.options
+        dtype, options = layer.dtype, layer.options
         lowest = jnp.full(tokens.length, jnp.finfo(dtype).min, dtype)
         none = jnp.zeros_like(lowest)
         weight = None if options.class_weights is None else none

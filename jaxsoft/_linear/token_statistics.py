@@ -19,7 +19,7 @@ from jaxsoft._core.devices import Mesh
 from jaxsoft._linear.chunks import Found
 from jaxsoft._linear.operands import Classes, Layer, PerModel, Tokens
 from jaxsoft._rows import statistics
-from jaxsoft._rows.logits import compute_dtype, divisor, gap, nan_unless, place_of_maximum, scaled
+from jaxsoft._rows.logits import divisor, gap, nan_unless, place_of_maximum, scaled
 from jaxsoft._rows.statistics import Row
 
 # A class is dominant if Z - 1 is below the first of these: then its probability exceeds 1/2, and
@@ -110,7 +110,7 @@ class Statistics:
     def nothing(self, tokens: Tokens, layer: Layer) -> _State:
         """What is known of no class."""
         assert tokens.labels is not None
-        dtype = compute_dtype(layer.w[0].dtype)
+        dtype = layer.dtype
         none, of_labels = jnp.zeros(tokens.length, dtype), jnp.zeros(tokens.labels.shape, dtype)
         row = Row(jnp.full_like(none, jnp.finfo(dtype).min), none - 1)
         return _State(row, none, of_labels, jnp.zeros(tokens.length, tokens.labels.dtype))

@@ -1,9 +1,12 @@
-"""linear_cross_entropy of confident tokens, against 50-digit arithmetic, and of 16-bit types."""
+"""The functions of x @ w of confident tokens, against 50-digit arithmetic, and of 16-bit types."""
 
+import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
+import jaxsoft
 from jaxsoft.testing import error_in_eps
 from tests.exact import DTYPES, Exact
 from tests.unfused import LIMIT, filled, fused, magnitudes, plain, problem
@@ -77,6 +80,85 @@ def test_confident_tokens(reduction, token_chunk, vocab_chunk, temperature):
     assert worst["gradient"] <= 8
     if reduction == "sum":
         assert error_in_eps(losses, total) <= 6
+
+
+def beyond(found, exact, scale, gap, least=0.0):
+    """The largest error in eps beyond gap / 2; a scale below `least` is taken for it."""
+    error = error_in_eps(found, exact, scale=np.maximum(scale, least))
+    return float(np.max(error - gap / 2))
+
+
+@pytest.mark.parametrize("chunks", [{}, {"token_chunk": 3, "vocab_chunk": 4}])
+def test_statistics_of_confident_tokens(chunks):
+    """Log-probabilities, entropies and their gradients, within the contract of cross_entropy."""
+    rows, labels = map(np.array, zip(*confident_rows(), strict=True))
+    logits, x = rows.astype(np.float32), np.eye(labels.size, dtype=np.float32)
+
+    def call(w):
+        found = jaxsoft.linear_log_probs(x, w, labels, **chunks)
+        return found.log_probs, found.entropy, found.log_partition
+
+    out, pullback = jax.vjp(call, logits)
+    none, ones = np.zeros(labels.size, np.float32), np.ones(labels.size, np.float32)
+    by_log_prob, by_entropy = (
+        pullback(bars)[0] for bars in ((ones, none, none), (none, ones, none))
+    )
+    limits = {"log_prob": 6, "entropy": 6, "log_partition": 3, "by_log_prob": 8, "by_entropy": 8}
+    worst = dict.fromkeys(limits, 0.0)
+    for i, label in enumerate(labels):
+        exact = Exact(logits[i])
+        gap, log_p = exact.gaps.max(), exact.log_p
+        entropy = -mpmath.fsum(p * a for p, a in zip(exact.p, log_p, strict=True))
+        terms = [p * abs(a) for p, a in zip(exact.p, exact.x, strict=True)]
+        size = max(abs(exact.logsumexp), mpmath.fsum(terms))
+        by_label = [-p for p in exact.p]
+        by_label[label] = mpmath.fsum(p for j, p in enumerate(exact.p) if j != label)
+        by_logits, spread = exact.jacobian_product(-logits[i].astype(np.float64))
+        errors = {
+            "log_prob": beyond(out[0][i], log_p[label], float(-log_p[label]), gap),
+            "entropy": beyond(out[1][i], entropy, float(entropy), gap),
+            "log_partition": beyond(out[2][i], exact.logsumexp, float(size), 0),
+            "by_log_prob": beyond(by_log_prob[i], by_label, np.abs(np.array(by_label, float)), gap),
+            "by_entropy": beyond(by_entropy[i], by_logits, spread, gap),
+        }
+        worst = {name: max(error, errors[name]) for name, error in worst.items()}
+    assert all(worst[name] <= limit for name, limit in limits.items()), worst
+
+
+@pytest.mark.parametrize("distance", [1e-4, 1.0])
+@pytest.mark.parametrize("chunks", [{}, {"token_chunk": 3, "vocab_chunk": 4}])
+def test_the_divergence_of_confident_tokens(chunks, distance):
+    """Of a teacher whose logits differ by the distance; with the gradients by both."""
+    rows, _ = map(np.array, zip(*confident_rows(), strict=True))
+    teacher, x = rows.astype(np.float32), np.eye(len(rows), dtype=np.float32)
+    noise = np.random.default_rng(1).normal(size=rows.shape)
+    student = (teacher + distance * noise).astype(np.float32)
+
+    def call(student, teacher):
+        return jaxsoft.linear_kl_divergence(x, student, x, teacher, reduction="none", **chunks)
+
+    out, pullback = jax.vjp(call, student, teacher)
+    by_student, by_teacher = pullback(np.ones(len(rows), np.float32))
+    limits = {"value": 8, "by_student": 8, "by_teacher": 8}
+    worst = dict.fromkeys(limits, 0.0)
+    # A term below the smallest normal number may be lost.
+    finfo = jnp.finfo("float32")
+    least = CLASSES * float(finfo.tiny) / float(finfo.eps)
+    for i in range(len(rows)):
+        p, q = Exact(teacher[i]), Exact(student[i])
+        gap = max(p.gaps.max(), q.gaps.max())
+        d = [b - a for a, b in zip(p.log_p, q.log_p, strict=True)]
+        value = -mpmath.fsum(a * b for a, b in zip(p.p, d, strict=True))
+        difference = [b - a for a, b in zip(p.p, q.p, strict=True)]
+        by_logits, spread = p.jacobian_product(-np.array(d, np.float64))
+        of_both = np.maximum(spread, np.abs(np.array(difference, float)))
+        errors = {
+            "value": beyond(out[i], value, float(value), gap, least),
+            "by_student": beyond(by_student[i], difference, of_both, gap, least),
+            "by_teacher": beyond(by_teacher[i], by_logits, spread, gap, least),
+        }
+        worst = {name: max(error, errors[name]) for name, error in worst.items()}
+    assert all(worst[name] <= limit for name, limit in limits.items()), worst
 
 
 # ------------------------------------------------------------------------------ 16 bits

@@ -1,4 +1,4 @@
-"""linear_cross_entropy in every mode, and what it computes and holds."""
+"""The functions of x @ w in every mode, and what they compute and hold."""
 
 import functools
 import math
@@ -28,20 +28,53 @@ def plain(x, w, bias, reduction="mean"):
     return losses.mean() if reduction == "mean" else losses
 
 
+def statistics(x, w, bias):
+    found = jaxsoft.linear_log_probs(x, w, LABELS, bias=bias, **CHUNKS)
+    return jnp.stack(found[:3])
+
+
+def plain_statistics(x, w, bias):
+    log_p = jax.nn.log_softmax(x @ w + bias[None])
+    entropy = -(jnp.exp(log_p) * log_p).sum(1)
+    return jnp.stack(
+        [log_p[jnp.arange(3), LABELS], entropy, jax.nn.logsumexp(x @ w + bias[None], 1)]
+    )
+
+
+def divergence(x, w, bias):
+    options = {"teacher_bias": bias[::-1], **CHUNKS}
+    return jaxsoft.linear_kl_divergence(x, w, x[::-1], w[:, ::-1], bias=bias, **options)
+
+
+def plain_divergence(x, w, bias):
+    log_q = jax.nn.log_softmax(x @ w + bias[None])
+    log_p = jax.nn.log_softmax(x[::-1] @ w[:, ::-1] + bias[None, ::-1])
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(1).mean()
+
+
+PAIRS = {
+    "mean": (fused, plain),
+    "none": tuple(functools.partial(fun, reduction="none") for fun in (fused, plain)),
+    "log_probs": (statistics, plain_statistics),
+    "kl_divergence": (divergence, plain_divergence),
+}
 SOME_MODES = ["vjp(scan)", "jacfwd(jacrev)", "jacrev(jacrev)"]
 
 
 @pytest.mark.parametrize(
-    ("reduction", "modes"),
-    [("mean", MODES), pytest.param("none", SOME_MODES, marks=pytest.mark.slow)],
+    ("name", "modes"),
+    [
+        ("mean", MODES),
+        ("log_probs", [*SOME_MODES, "jit(jvp)"]),
+        ("kl_divergence", [*SOME_MODES, "jit(jvp)"]),
+        pytest.param("none", SOME_MODES, marks=pytest.mark.slow),
+        pytest.param("log_probs", MODES, marks=pytest.mark.slow),
+        pytest.param("kl_divergence", MODES, marks=pytest.mark.slow),
+    ],
 )
-def test_every_mode(reduction, modes):
-    assert_derivatives(
-        functools.partial(fused, reduction=reduction),
-        *map(jnp.asarray, (X, W, BIAS)),
-        reference=functools.partial(plain, reduction=reduction),
-        modes=modes,
-    )
+def test_every_mode(name, modes):
+    fun, reference = PAIRS[name]
+    assert_derivatives(fun, *map(jnp.asarray, (X, W, BIAS)), reference=reference, modes=modes)
 
 
 @pytest.mark.parametrize("batched", ["x", "w", "labels"])
@@ -111,8 +144,30 @@ def multiplications(jaxpr):
     return count
 
 
+def summed(function, labels, **options):
+    """A function of x, w and a bias, with a scalar result."""
+
+    other = jnp.ones((64, 4)), jnp.ones((4, 32))
+
+    def call(x, w, bias):
+        if function == "log_probs":
+            found = jaxsoft.linear_log_probs(x, w, labels, bias=bias, **options)
+            return sum(map(jnp.sum, found[:3]))
+        if function == "kl":
+            return jaxsoft.linear_kl_divergence(x, w, *other, bias=bias, **options)
+        if function == "kl of the teacher":
+            return jaxsoft.linear_kl_divergence(*other, x, w, teacher_bias=bias, **options)
+        if function == "has_aux":
+            has_aux = {"has_aux": True, **options}
+            return jaxsoft.linear_cross_entropy(x, w, labels, bias=bias, **has_aux)[0]
+        of_reduction = {"reduction": function, **options}
+        return jnp.sum(jaxsoft.linear_cross_entropy(x, w, labels, bias=bias, **of_reduction))
+
+    return call
+
+
 @pytest.mark.parametrize(
-    ("reduction", "argnums", "vocab_chunk", "wanted"),
+    ("function", "argnums", "vocab_chunk", "wanted"),
     [
         ("mean", (), None, 1),
         ("sum", (), 8, 1),
@@ -124,23 +179,23 @@ def multiplications(jaxpr):
         ("mean", (2,), None, 1),
         ("mean", (0, 1), 8, 4),
         ("none", (0, 1), None, 4),
+        ("has_aux", (), None, 1),
+        ("has_aux", (0, 1), None, 3),
+        ("has_aux", (0, 1), 8, 4),
+        ("log_probs", (), None, 1),
+        ("log_probs", (0, 1), None, 4),
+        ("log_probs", (1,), 8, 3),
+        ("kl", (), None, 2),
+        ("kl", (0, 1), None, 4),
+        ("kl", (2,), None, 2),
+        ("kl", (0, 1), 8, 8),
+        ("kl of the teacher", (0, 1), None, 4),
     ],
 )
 @pytest.mark.parametrize("token_chunk", [None, 16])
-def test_products_of_matrices(reduction, argnums, vocab_chunk, wanted, token_chunk):
+def test_products_of_matrices(function, argnums, vocab_chunk, wanted, token_chunk):
     x, w, labels = jnp.ones((64, 4)), jnp.ones((4, 32)), jnp.zeros(64, int)
-
-    def call(x, w, bias):
-        return jaxsoft.linear_cross_entropy(
-            x,
-            w,
-            labels,
-            bias=bias,
-            reduction=reduction,
-            token_chunk=token_chunk,
-            vocab_chunk=vocab_chunk,
-        ).sum()
-
+    call = summed(function, labels, token_chunk=token_chunk, vocab_chunk=vocab_chunk)
     fun = jax.value_and_grad(call, argnums) if argnums else call
     count = multiplications(jax.make_jaxpr(fun)(x, w, jnp.ones(32)).jaxpr)
     assert count == wanted * 64 * 4 * 32
@@ -217,3 +272,57 @@ def test_memory_of_a_hessian_vector_product(product):
 @pytest.mark.parametrize("fun", [hessian_product_by_both, reverse_over_reverse])
 def test_memory_does_not_grow_with_tokens_times_classes(fun):
     assert temporary(fun, 2 * TOKENS) - temporary(fun) <= LOGITS / 32
+
+
+def log_probs(x, w, labels):
+    found = jaxsoft.linear_log_probs(x, w, labels)
+    return found.log_probs.mean() + found.entropy.mean()
+
+
+def log_probs_with_logits(x, w, labels):
+    logits = x @ w
+    loss = jaxsoft.cross_entropy(logits, labels, reduction="mean")
+    return jaxsoft.entropy(logits).mean() - loss
+
+
+def distilled(x, w, labels):
+    return jaxsoft.linear_kl_divergence(x, w, *jax.lax.stop_gradient((jnp.cos(x), w)))
+
+
+def distilled_with_logits(x, w, labels):
+    teacher = jax.lax.stop_gradient(jnp.cos(x) @ w)
+    return jaxsoft.kl_divergence(teacher, x @ w).mean()
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [(log_probs, log_probs_with_logits), (distilled, distilled_with_logits)]
+)
+def test_memory_of_statistics_and_their_gradients(own, other):
+    gradient = lambda fun: lambda _, *given: by_both(fun, *given)
+    plain = temporary(gradient(other))
+    assert plain >= LOGITS
+    assert temporary(gradient(own)) <= plain / 10
+    grows = temporary(gradient(own), 2 * TOKENS) - temporary(gradient(own))
+    assert grows <= LOGITS / 32
+
+
+def test_memory_of_the_statistics_of_a_loss():
+    with_aux = lambda loss, *given: jax.value_and_grad(loss, (0, 1), has_aux=True)(*given)
+    assert temporary(with_aux, has_aux=True) - temporary(by_both) <= 16 * 4 * TOKENS
+
+
+# The argument of exp, and what is multiplied by it, are there once for each chunk: in a program of
+# log-probabilities alone nothing is multiplied, and the maximum has no place.
+def test_what_is_not_used_is_not_computed():
+    def operations(*names):
+        call = lambda x, w, labels: [
+            getattr(jaxsoft.linear_log_probs(x, w, labels), name) for name in names
+        ]
+        shapes = ((64, 8), float), ((8, 512), float), ((64,), int)
+        given = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        return jax.jit(call).lower(*given).compile().cost_analysis()
+
+    names = ("log_probs", "entropy", "log_partition", "argmax")
+    alone, all_of_them = operations("log_probs"), operations(*names)
+    assert alone["transcendentals"] <= all_of_them["transcendentals"] / 1.9
+    assert alone["flops"] < all_of_them["flops"]

@@ -20,6 +20,12 @@ LOSSES = {
     "linear": lambda x, **kw: jaxsoft.linear_cross_entropy(
         np.eye(3), x, LABELS, reduction="none", **OPTIONS, **kw
     ),
+    "log_probs": lambda x, **kw: jnp.stack(
+        jaxsoft.linear_log_probs(np.eye(3), x, LABELS, temperature=1.5, **kw)[:3]
+    ),
+    "kl": lambda x, **kw: jaxsoft.linear_kl_divergence(
+        np.eye(3), x, np.eye(3)[::-1], jnp.sin(x), reduction="none", **kw
+    ),
 }
 
 

@@ -22,6 +22,7 @@ GIVEN = arrays(ROWS, N) | {
     "tokens": RNG.normal(size=(ROWS, D)),
     "w": RNG.normal(size=(D, N)),
     "bias": RNG.normal(size=N),
+    "teacher_w": RNG.normal(size=(D, N)),
     "weights": RNG.uniform(0.5, 1.5, size=ROWS),
 }
 X, MASK, TOKENS, LAYER = (GIVEN[name] for name in ("x", "where", "tokens", "w"))
@@ -41,6 +42,30 @@ def linear(reduction, **chunks):
     return case(jaxsoft.linear_cross_entropy, None, names, **options)
 
 
+def token_statistics(x, w, labels, temperature, bias, **axis_name):
+    """Of each token its log-probability, entropy, log-partition and argmax."""
+    options = {"ignore_index": -7, "softcap": 5.0, "token_chunk": 2, "vocab_chunk": 1}
+    found = jaxsoft.linear_log_probs(
+        x, w, labels, bias=bias, temperature=temperature, **options, **axis_name
+    )
+    return jnp.stack([*found[:3], found.argmax.astype(x.dtype)], 1)
+
+
+def divergence(x, w, teacher_w, weights, temperature, bias, reduction="mean", **axis_name):
+    options = {"reduction": reduction, "token_chunk": 2, "vocab_chunk": 1}
+    return jaxsoft.linear_kl_divergence(
+        x,
+        w,
+        jnp.sin(x),
+        teacher_w,
+        teacher_bias=bias,
+        weights=weights,
+        temperature=temperature,
+        **options,
+        **axis_name,
+    )
+
+
 def sums_of_jacobian(x, v, **axis_name):
     jacobian = jaxsoft.softmax_jacobian(x, **axis_name)
     return jacobian.trace() + jacobian.quadratic_form(v) + jacobian.norm("fro")
@@ -54,15 +79,27 @@ FUNCTIONS = OF_LOGITS | {
     "mean": linear("mean"),
     "sum": linear("sum", token_chunk=2, vocab_chunk=1),
     "none": linear("none", token_chunk=2),
+    "log_probs": case(token_statistics, None, "tokens w labels temperature bias"),
+    "kl": case(divergence, None, "tokens w teacher_w weights temperature bias"),
+    "kl of each token": case(
+        divergence, None, "tokens w teacher_w weights temperature bias", reduction="none"
+    ),
     "sums of the Jacobian": case(sums_of_jacobian, None, "x v"),
     "its product": case(product, None, "x v temperature sink"),
 }
 # What is not left to the slow tests: each function once, with its options; fewer of them twice, of
 # which the linear loss follows below, and within.
 OFTEN = [name for name in FUNCTIONS if name.endswith("options")]
-OFTEN += ["cross_entropy, targets", "mean", "sums of the Jacobian", "its product"]
+OFTEN += [
+    "cross_entropy, targets",
+    "mean",
+    "log_probs",
+    "kl",
+    "sums of the Jacobian",
+    "its product",
+]
 TWICE = ["softmax, options", "cross_entropy, targets"]
-WITHIN = ["softmax, options", "cross_entropy, options", "mean", "sum", "its product"]
+WITHIN = ["softmax, options", "cross_entropy, options", "mean", "sum", "log_probs", "its product"]
 
 
 def often(names, *marks):
@@ -272,15 +309,18 @@ def test_axis_that_is_not_there(axis_name):
 # ---------------------------------------------------------------------- exchange and memory
 
 
-@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=since(0, 7))])
+@pytest.mark.parametrize(
+    "reduction", ["mean", *(pytest.param(n, marks=since(0, 7)) for n in ("none", "log_probs"))]
+)
 def test_neither_logits_nor_weight_are_exchanged(reduction):
     tokens, d, n, chunk = 32, 8, 1024, 16
 
     def gradients(x, w, labels, axis_name):
         def loss(x, w):
-            return jaxsoft.linear_cross_entropy(
-                x, w, labels, reduction=reduction, token_chunk=chunk, axis_name=axis_name
-            )
+            options = {"token_chunk": chunk, "axis_name": axis_name}
+            if reduction == "log_probs":
+                return sum(jaxsoft.linear_log_probs(x, w, labels, **options)[:3])
+            return jaxsoft.linear_cross_entropy(x, w, labels, reduction=reduction, **options)
 
         out, pullback = jax.vjp(loss, x, w)
         return out, *pullback(jnp.cos(out))

@@ -115,6 +115,10 @@ def gradients(reduction):
 
     def of_arrays(x, w, labels):
         def loss(x, w):
+            if reduction == "log_probs":
+                return sum(jaxsoft.linear_log_probs(x, w, labels, token_chunk=CHUNK)[:3])
+            if reduction == "kl":
+                return jaxsoft.linear_kl_divergence(x, w, jnp.sin(x), w, token_chunk=CHUNK)
             return jaxsoft.linear_cross_entropy(
                 x, w, labels, label_smoothing=0.1, reduction=reduction, token_chunk=CHUNK
             )
@@ -130,7 +134,10 @@ def gradients(reduction):
     [
         ("mean", AxisType.Auto),
         pytest.param("none", AxisType.Explicit, marks=explicit_axes),
+        pytest.param("log_probs", AxisType.Explicit, marks=[explicit_axes, pytest.mark.slow]),
         pytest.param("none", AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param("log_probs", AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param("kl", AxisType.Auto, marks=pytest.mark.slow),
         pytest.param("mean", AxisType.Explicit, marks=[explicit_axes, pytest.mark.slow]),
     ],
 )
