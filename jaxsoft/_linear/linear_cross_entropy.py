@@ -122,6 +122,20 @@ def linear_cross_entropy(
         >>> print(f"accuracy {found.correct.mean()}, log Z {found.log_partition}")
         accuracy 0.5, log Z [20. 20.]
 
+    What else it computes, for features `a` and `b` of pairs: InfoNCE both ways, the logits
+    adjusted by how frequent the classes are, some classes in place of all, and the focal loss.
+
+        >>> a, b, T = jnp.eye(2, 3), jnp.eye(2, 3) + 0.1, 0.1
+        >>> pair, score = jnp.arange(2), jaxsoft.linear_cross_entropy
+        >>> contrast = score(a, b.T, pair, temperature=T) + score(b, a.T, pair, temperature=T)
+        >>> frequency = jnp.array([0.4, 0.3, 0.1, 0.1, 0.1])
+        >>> adjusted = score(x, w, labels, bias=jnp.log(frequency))  # Menon et al. 2021
+        >>> ids, drawn = jnp.array([0, 2, 4]), jnp.array([1.0, 1.0, 0.5])  # drawn: expected counts
+        >>> sampled = score(x, w[:, ids], jnp.searchsorted(ids, labels), bias=-jnp.log(drawn))
+        >>> focal = jnp.mean((-jnp.expm1(-losses)) ** 2 * losses)  # (1 - p)² · loss
+        >>> print(contrast.shape, adjusted.shape, sampled.shape, focal.shape)
+        () () () ()
+
     Source: Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", for the
     loss in chunks.
     """

@@ -89,8 +89,8 @@ def linear_log_probs(
         >>> print(*(f"{entropy:.4g}" for entropy in found.entropy), found.argmax)
         1.731e-07 1.731e-07 [0 1]
 
-    A policy gradient with what the same pass tells, the log-probability of a sequence, and the
-    usual ratios, from log-probabilities under the new policy, the old one and a reference:
+    A step of GRPO with what the same pass tells, from the log-probabilities under the old policy
+    and under a reference; and the log-probability of a sequence and its perplexity:
 
         >>> def grpo(w, x, labels, old, reference, advantage, mask):
         ...     new = jaxsoft.linear_log_probs(x, w, labels)
@@ -105,8 +105,10 @@ def linear_log_probs(
         >>> labels, mask = jnp.array([0, 2]), jnp.array([True, True])
         >>> step = jax.value_and_grad(grpo, has_aux=True)
         >>> (loss, logged), gradient = step(w, x, labels, old, old, jnp.array([1.0, -1.0]), mask)
-        >>> print(loss, logged["ratio"], jnp.exp(-old.mean()))  # the last is the perplexity
-        0.0 1.0 22026.465
+        >>> print(loss, logged["ratio"])
+        0.0 1.0
+        >>> print(jnp.sum(old, where=mask), jnp.exp(-jnp.mean(old, where=mask)))
+        -20.0 22026.465
 
     Source: Schulman 2020, "Approximating KL divergence", for k3; Shao et al. 2024, arXiv
     2402.03300, for GRPO.
