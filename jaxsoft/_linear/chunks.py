@@ -6,7 +6,7 @@ JAX differentiates this as it stands: reverse mode makes every chunk again.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class Found(NamedTuple):
     sums: Any
 
 
+@runtime_checkable
 class Quantity(Protocol):
     """What is added up over the classes."""
 
@@ -75,6 +76,7 @@ class Quantity(Protocol):
         """What a chunk of classes adds to the sums, given the constants."""
 
 
+@runtime_checkable
 class Loss(Quantity, Protocol):
     """A loss of each token that is a function of such sums."""
 

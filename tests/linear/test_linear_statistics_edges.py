@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -400,7 +401,9 @@ X, W = GIVEN["x"], GIVEN["w"]
         ),
     ],
 )
-def test_errors_name_the_argument_and_the_cure(call, error, message):
+def test_errors_name_the_argument_and_the_cure(call, error, message, monkeypatch):
+    # The annotations would refuse some of it first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value).startswith(message)
