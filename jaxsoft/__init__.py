@@ -5,6 +5,9 @@ Functions of logits:
     entropy, kl_divergence            in nats, from the logits
     cross_entropy                     class ids or target probabilities
 
+Of segments of the first axis, for graphs and ragged batches:
+    segment_softmax, segment_log_softmax, segment_logsumexp
+
 Of a linear layer x @ w, in chunks that never hold the logits:
     linear_cross_entropy              the loss of a language model; with LossStatistics
     linear_log_probs                  TokenStatistics: log-probabilities, entropy, argmax
@@ -42,6 +45,9 @@ from jaxsoft._functions.logsumexp import logsumexp as logsumexp
 from jaxsoft._functions.products import softmax_derivative as softmax_derivative
 from jaxsoft._functions.products import softmax_jvp as softmax_jvp
 from jaxsoft._functions.products import softmax_vjp as softmax_vjp
+from jaxsoft._functions.segments import segment_log_softmax as segment_log_softmax
+from jaxsoft._functions.segments import segment_logsumexp as segment_logsumexp
+from jaxsoft._functions.segments import segment_softmax as segment_softmax
 from jaxsoft._functions.softmax import softmax as softmax
 from jaxsoft._linear.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from jaxsoft._linear.linear_kl_divergence import linear_kl_divergence as linear_kl_divergence
@@ -66,6 +72,9 @@ __all__ = [
     "linear_log_probs",
     "log_softmax",
     "logsumexp",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "softmax_and_jacobian",
     "softmax_derivative",

@@ -6,7 +6,7 @@ has a part of them, and the axis goes on over the axes of a mesh.
 """
 
 import math
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import jax.numpy as jnp
 from jax import lax
@@ -62,6 +62,10 @@ class ClassAxis(NamedTuple):
     def one_hot(self, place: Int[Array, "..."], z: Shaped[Array, "..."]) -> Bool[Array, "..."]:
         """Where the class is the one with the place, in an array of the shape of z."""
         return one_hot(place, z.shape, self.position)
+
+
+# A ClassAxis, or what else tells which entries make a row: it has `sum` and `expand`.
+Rows = Any
 
 
 def merge_axes(x: Array, axes: tuple[int, ...]) -> Array:

@@ -99,9 +99,21 @@ def in_range(function: str, argument: str, value: Any, n: int, ignored: Any = No
         raise ValueError(f"{function}: {argument} must lie in [0, {n}), got {value}")
 
 
-def segments(function: str, value: Any, count: Any, n: int) -> tuple[Array, int]:
-    """Returns one segment id for each class, and the number of segments."""
-    given, _ = ids(function, "segment_ids", value, (n,), "one for each class")
+def segments(
+    function: str, value: Any, count: Any, n: int, of: str = "one for each class"
+) -> tuple[Array, int]:
+    """Returns the segment ids of n entries, and the number of segments.
+
+    Without a number it is one more than the largest id, which must be known.
+    """
+    given, _ = ids(function, "segment_ids", value, (n,), of)
+    if count is None:
+        if isinstance(given, jax.core.Tracer):
+            raise ValueError(
+                f"{function}: num_segments must be given where segment_ids are traced, as under "
+                "jax.jit (num_segments=segment_ids.max() + 1, computed before)"
+            )
+        return given, max(int(jnp.max(given, initial=-1)) + 1, 0)
     number = validation.integer(function, "num_segments", count)
     if number < 0:
         raise ValueError(f"{function}: num_segments must be 0 or more, got {number}")

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsoft._core import devices
-from jaxsoft._core.axes import ClassAxis
+from jaxsoft._core.axes import ClassAxis, Rows
 from jaxsoft._core.primitives import Linear
 from jaxsoft._rows.logits import compute_dtype
 
@@ -58,7 +58,7 @@ def jacobian_product(p: Probabilities, v: Vector, axis: ClassAxis, *, free: bool
     v = Vector(v.classes.astype(dtype), None if v.sink is None else v.sink.astype(dtype))
     if axis.mesh is None:
         return (PRODUCT_OF_FREE if free else PRODUCT)(p, v, axis=axis)
-    y = _symmetric(p._replace(flat=devices.copied(p.flat, p.classes, axis.mesh)), v, axis)
+    y = symmetric(p._replace(flat=devices.copied(p.flat, p.classes, axis.mesh)), v, axis)
     return y._replace(sink=devices.shares(y.sink, p.classes, axis.mesh))
 
 
@@ -72,8 +72,8 @@ def centred(
     ps: list[Array],
     vs: list[Array],
     flat: Array,
-    axis: ClassAxis,
-    total: Callable[[list[Array], ClassAxis], Array],
+    axis: Rows,
+    total: Callable[[list[Array], Rows], Array],
     *,
     free: bool = False,
 ) -> list[Array]:
@@ -96,9 +96,9 @@ def anchor(ps: list[Array], flat: Array) -> list[Array]:
 def product(
     p: Probabilities,
     v: Vector,
-    axis: ClassAxis,
+    axis: Rows,
     *,
-    total: Callable[[list[Array], ClassAxis], Array],
+    total: Callable[[list[Array], Rows], Array],
     present: Callable[[Array, Array], Array],
     free: bool = False,
 ) -> Vector:
@@ -109,12 +109,12 @@ def product(
     return _vector([present(p, p * v) for p, v in zip(ps, vs, strict=True)], axis)
 
 
-def portable(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+def portable(p: Probabilities, v: Vector, *, axis: Rows) -> Vector:
     """J v as every platform can compute it."""
     return product(p, v, axis, total=total, present=of_present)
 
 
-def total(terms: list[Array], axis: ClassAxis) -> Array:
+def total(terms: list[Array], axis: Rows) -> Array:
     """The sum over the classes and the sink, for each class."""
     classes, *sink = terms
     return sum(sink, axis.expand(axis.sum(classes)))
@@ -125,13 +125,13 @@ def of_present(p: Array, v: Array) -> Array:
     return jnp.where(p == 0, 0, v)
 
 
-def _entries(classes: Array, sink: Array | None, axis: ClassAxis) -> list[Array]:
+def _entries(classes: Array, sink: Array | None, axis: Rows) -> list[Array]:
     """The entries of a row in the compute dtype, that of the sink with an axis of size 1."""
     entries = [classes] if sink is None else [classes, axis.expand(sink)]
     return [x.astype(compute_dtype(x.dtype)) for x in entries]
 
 
-def _vector(entries: list[Array], axis: ClassAxis) -> Vector:
+def _vector(entries: list[Array], axis: Rows) -> Vector:
     classes, *sink = entries
     return Vector(classes, sink[0].squeeze(axis.position) if sink else None)
 
@@ -139,7 +139,7 @@ def _vector(entries: list[Array], axis: ClassAxis) -> Vector:
 # Forward mode computes the transpose of what reverse mode computes. J is symmetric, and the formula
 # is not: it is J P with P = 1 - 1 wᵀ, whose transpose Pᵀ J begins with the product that is not
 # centred. So J v is a primitive that is stated to be its own transpose.
-def _differentiable(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+def _differentiable(p: Probabilities, v: Vector, *, axis: Rows) -> Vector:
     return product(p, v, axis, total=total, present=of_present, free=True)
 
 
@@ -155,7 +155,8 @@ PRODUCT_OF_FREE.transpose_to(PRODUCT_OF_FREE)
 
 # Among several devices JAX transposes the sums that they exchange. The entries of J v sum to 0, so
 # that Pᵀ changes nothing but the rounding; but Pᵀ J P is symmetric as a program too.
-def _symmetric(p: Probabilities, v: Vector, axis: ClassAxis) -> Vector:
+def symmetric(p: Probabilities, v: Vector, axis: Rows) -> Vector:
+    """J v by a program that is symmetric as well."""
     ps = _entries(p.classes, p.sink, axis)
     ys = _entries(*portable(p, v, axis=axis), axis)
     ys = _without_sum(ys, anchor(ps, axis.expand(p.flat)), axis)
@@ -163,7 +164,7 @@ def _symmetric(p: Probabilities, v: Vector, axis: ClassAxis) -> Vector:
 
 
 # The transpose of v ↦ v - ⟨p, v⟩ is y ↦ y - p Σy, and that of v ↦ v - ⟨w, v⟩ is y ↦ y - w Σy.
-def _without_sum(ys: list[Array], weights: list[Array], axis: ClassAxis) -> list[Array]:
+def _without_sum(ys: list[Array], weights: list[Array], axis: Rows) -> list[Array]:
     """y - w Σy: with w = 1 for one class, what it has becomes minus the sum of the others."""
     excess = total(ys, axis)
     return [y - w * excess for y, w in zip(ys, weights, strict=True)]
@@ -180,17 +181,22 @@ def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> V
     return z._replace(sink=devices.shares(z.sink, p.classes, axis.mesh))
 
 
-def portable_log_pullback(p: Probabilities, y: Vector, *, axis: ClassAxis) -> Vector:
+def portable_log_pullback(p: Probabilities, y: Vector, *, axis: Rows) -> Vector:
     """The same as every platform can compute it."""
+    return _vector(log_pullback_of(p, y, axis), axis)
+
+
+def log_pullback_of(p: Probabilities, y: Vector, axis: Rows) -> list[Array]:
+    """Of the classes and the sink."""
     of_y = total([y.classes], axis)
     ps = _entries(p.classes, p.sink, axis)
     zs = [y.classes - ps[0] * of_y, *(-q * of_y for q in ps[1:])]
     # In a row without a class above 1/2 the sum is rounding, and may stay.
     tops = [lax.stop_gradient(jnp.round(q)) for q in ps]
-    return _vector(_without_sum(zs, tops, axis), axis)
+    return _without_sum(zs, tops, axis)
 
 
-def portable_log_pushforward(p: Probabilities, v: Vector, *, axis: ClassAxis) -> Vector:
+def portable_log_pushforward(p: Probabilities, v: Vector, *, axis: Rows) -> Vector:
     """v - ⟨p, v⟩ as every platform can compute it."""
     ps, vs = _entries(p.classes, p.sink, axis), _entries(*v, axis)
     return Vector(centred(ps, vs, axis.expand(p.flat), axis, total)[0], None)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxsoft._core import devices
-from jaxsoft._core.axes import ClassAxis
+from jaxsoft._core.axes import ClassAxis, Rows
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.primitives import AlongClasses
 from jaxsoft._rows.jacobian_product import Probabilities, flatness
@@ -88,7 +88,7 @@ def _constants(logits: Logits, label: Int[Array, "..."] | None = None) -> Logits
 # An exponential is 1 at a maximum, and where it rounds to 1, and less elsewhere: its floor tells
 # which. All ones but a single one count; in a row of -inf alone there is none, and Z - 1 is -1.
 # Z minus 1 would lose the digits of a Z near 1.
-def portable(logits: Logits, *, axis: ClassAxis) -> Row:
+def portable(logits: Logits, *, axis: Rows) -> Row:
     """The statistics as every platform can compute them."""
     exponentials = jnp.exp(logits.z - axis.expand(logits.top))
     ones = jnp.floor(exponentials)
