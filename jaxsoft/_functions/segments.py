@@ -6,8 +6,6 @@ means to sum over a segment and to give each entry what its segment has.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from typing import Any, SupportsIndex
 
 import jax
@@ -21,7 +19,8 @@ from jaxsoft._core.sizes import is_empty, known
 from jaxsoft._rows import statistics
 from jaxsoft._rows.jacobian_product import Probabilities, Vector, flatness, log_pullback_of
 from jaxsoft._rows.jacobian_product import symmetric as symmetric_product
-from jaxsoft._rows.logits import Logits, compute_dtype, gap, keep_inputs, positive, rounded, scaled
+from jaxsoft._rows.logits import keep_inputs, rounded
+from jaxsoft._rows.ragged import Segments, prepared
 from jaxsoft._rows.statistics import Row
 
 
@@ -168,76 +167,6 @@ def _arguments(
     return (x, ids, scale), {"count": count, "is_sorted": is_sorted}
 
 
-# --------------------------------------------------------------------------------- the segments
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["ids"], meta_fields=["count", "is_sorted"]
-)
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """In place of the axis of the classes: which entries of the first axis are one row.
-
-    Entries of no segment make a segment before the others and one behind them, whose results are
-    not those of any segment: to mask these entries before they are summed would take longer than
-    all the rest (XLA:CPU, jax 0.10).
-
-    Attributes:
-        ids: the number of the segment of each entry, counted with the one before.
-        count: how many segments there are, with these two.
-        is_sorted: whether the numbers ascend.
-    """
-
-    ids: Any  # Int[Array, " n"], or what JAX puts into a tree in its place
-    count: int
-    is_sorted: bool
-
-    def outside(self, x: Array) -> Array:
-        """Which entries of the first axis of x are of no segment, to be broadcast."""
-        outside = (self.ids == 0) | (self.ids == self.count - 1)
-        return jnp.expand_dims(outside, tuple(range(1, x.ndim)))
-
-    def sum(self, terms: Array) -> Array:
-        """The sum over each segment."""
-        return self._reduced(jax.ops.segment_sum, terms)
-
-    def largest(self, x: Array) -> Array:
-        """The largest entry of each segment; the lowest finite number without one."""
-        lowest = float(jnp.finfo(x.dtype).min)
-        return jnp.maximum(self._reduced(jax.ops.segment_max, x), lowest)
-
-    def expand(self, of_segment: Array) -> Array:
-        """What a segment has, for each of its entries."""
-        return of_segment.at[self.ids].get(
-            indices_are_sorted=self.is_sorted, mode="promise_in_bounds"
-        )
-
-    def _reduced(self, reduce: Any, x: Array) -> Array:
-        return reduce(
-            x,
-            self.ids,
-            self.count,
-            indices_are_sorted=self.is_sorted,
-            mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-        )
-
-
-def _prepared(
-    x: Array, ids: Array, temperature: Array | None, count: int, is_sorted: bool
-) -> tuple[Logits, Segments, Array]:
-    """The logits, what is a row of them, and m / T of each segment."""
-    dtype = compute_dtype(x.dtype)
-    segments = Segments(jnp.clip(ids, -1, count) + 1, count + 2, is_sorted)
-    x = x.astype(dtype)
-    top = segments.largest(lax.stop_gradient(x))
-    if temperature is None:
-        return Logits(x, top), segments, top
-    beside = [(1, 1)] + [(0, 0)] * (temperature.ndim - 1)
-    temperature = jnp.pad(positive(temperature, dtype), beside, constant_values=1)
-    z = gap(x, segments.expand(top), segments.expand(temperature))
-    return Logits(z, jnp.zeros_like(top)), segments, scaled(top, temperature)
-
-
 def _nothing(x: Array, count: int) -> bool:
     return is_empty(x) or known(lambda: count == 0, False)
 
@@ -251,7 +180,7 @@ def _segment_softmax(
 ) -> Array:
     if _nothing(x, count):
         return jnp.zeros_like(x)
-    logits, segments = keep_inputs(lambda: _prepared(x, ids, temperature, count, is_sorted)[:2])
+    logits, segments = keep_inputs(lambda: prepared(x, ids, temperature, count, is_sorted)[:2])
     total = segments.sum(jnp.exp(lax.stop_gradient(logits.z) - segments.expand(logits.top)))
     return _probabilities(logits.z, logits.top, total, segments).astype(x.dtype)
 
@@ -292,7 +221,7 @@ def _segment_log_softmax(
 ) -> Array:
     if _nothing(x, count):
         return jnp.full_like(x, -jnp.inf)
-    logits, segments, _ = _prepared(x, ids, temperature, count, is_sorted)
+    logits, segments, _ = prepared(x, ids, temperature, count, is_sorted)
     row = statistics.portable(lax.stop_gradient(logits), axis=segments)
     return rounded(_log_probabilities(logits.z, row, segments), x.dtype)
 
@@ -326,7 +255,7 @@ def _segment_logsumexp(
 ) -> Array:
     if _nothing(x, count):
         return jnp.full((count, *x.shape[1:]), -jnp.inf, x.dtype)
-    logits, segments, shift = _prepared(x, ids, temperature, count, is_sorted)
+    logits, segments, shift = prepared(x, ids, temperature, count, is_sorted)
     row = statistics.portable(lax.stop_gradient(logits), axis=segments)
     out = shift + _log_normalizer(logits.z, row, segments)
     out = jnp.where(row.rest == -1, -jnp.inf, out)
