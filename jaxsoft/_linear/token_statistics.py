@@ -56,9 +56,9 @@ class Sums(NamedTuple):
 
     Attributes:
         others: Σ exp((u - m) / T) over all classes but the dominant one.
-        dominant: u of the dominant class, m without one.
-        gaps: Σ exp(-g) g with g = (m - u) / T. Its derivative is that of Σ exp(-g) (g + 1), which
-            is the sum of `others`, `dominant` and this.
+        dominant: u of the dominant class; m without one.
+        gaps: Σ exp(-g) g with g = (m - u) / T, over the same classes as `others`. Its derivative is
+            stated to be that of Σ exp(-g) (g + 1), which is -Σ exp(-g) g dg.
         labels: u of the labels.
     """
 
@@ -74,7 +74,7 @@ class Constants(NamedTuple):
     Attributes:
         top: m, the maximum of the logits; the lowest finite number for no class.
         dominated: whether there is a dominant class.
-        argmax: the number of the class among those here.
+        argmax: the number of the class with the largest logit.
     """
 
     top: Float[Array, " t"]
