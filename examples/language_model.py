@@ -54,7 +54,7 @@ def batches(rng: np.random.Generator, words: np.ndarray, count: int, size: int) 
     return words[starts + np.arange(LENGTH + 1)]
 
 
-def init(key: jax.Array, frequency: ArrayLike) -> Params:
+def init(key: jax.Array, frequency: ArrayLike, width: int = WIDTH) -> Params:
     """Parameters at random; the biases are what counting alone can know.
 
     A word that never occurs, of frequency 0, has the bias -inf and keeps it.
@@ -66,12 +66,12 @@ def init(key: jax.Array, frequency: ArrayLike) -> Params:
         return jax.random.normal(key, shape, jnp.float32) / jnp.sqrt(shape[-2])
 
     return {
-        "words": 0.02 * jax.random.normal(keys[0], (len(bias), WIDTH), jnp.float32),
-        "before": normal(keys[1], 3, WIDTH, WIDTH),
-        "attention": normal(keys[2], 3, WIDTH, WIDTH),
-        "mix": normal(keys[3], WIDTH, WIDTH),
-        "up": normal(keys[4], WIDTH, 4 * WIDTH),
-        "down": normal(keys[5], 4 * WIDTH, WIDTH),
+        "words": 0.02 * jax.random.normal(keys[0], (len(bias), width), jnp.float32),
+        "before": normal(keys[1], 3, width, width),
+        "attention": normal(keys[2], 3, width, width),
+        "mix": normal(keys[3], width, width),
+        "up": normal(keys[4], width, 4 * width),
+        "down": normal(keys[5], 4 * width, width),
         "bias": bias,
     }
 
@@ -81,13 +81,13 @@ def normalised(x: jax.Array) -> jax.Array:
 
 
 def features(params: Params, vectors: jax.Array) -> jax.Array:
-    """Of each word and those before it, given its vector: [batch, LENGTH, WIDTH] throughout."""
+    """Of each word and those before it, given its vector: [batch, LENGTH, width] throughout."""
     word = normalised(vectors)
     padded = jnp.pad(word, ((0, 0), (3, 0), (0, 0)))
     x = word + sum(padded[:, i : i + LENGTH] @ params["before"][i] for i in range(3))
 
     y = normalised(x)
-    shape = (*x.shape[:-1], HEADS, WIDTH // HEADS)
+    shape = (*x.shape[:-1], HEADS, x.shape[-1] // HEADS)
     query, key, value = ((y @ matrix).reshape(shape) for matrix in params["attention"])
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(shape[-1])
     attention = jaxsoft.softmax(scores, where=jnp.tri(LENGTH, dtype=bool))
