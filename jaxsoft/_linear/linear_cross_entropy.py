@@ -94,7 +94,8 @@ def linear_cross_entropy(
         wider. With `has_aux` a pair of it and `LossStatistics`, two arrays of the shape of
         `labels`: `log_partition`, log Σ_j exp(z_j) of the logits z, which is differentiable (in one
         more pass over the logits); and `correct`, whether no logit is larger than that of the
-        label. Of an ignored token they are 0 and False.
+        label. Of an ignored token they are 0 and False, which a mean is to leave out:
+        `jnp.mean(found.correct, where=labels != ignore_index)`.
 
     Raises:
         TypeError: an argument is complex or not an array, `labels` are not integers, a chunk is no
