@@ -18,6 +18,7 @@ try:
         programs,
         speed,
         targets,
+        tokens,
     )
     from benchmarks.tables import Grid, markdown, text, tracked
 except ModuleNotFoundError as error:
@@ -95,9 +96,23 @@ def _jacobian(options: argparse.Namespace) -> Iterator[str | Grid]:
 def _linear(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield linear.CAPTION
     cases = tracked(linear.cases(quick=options.quick), "large vocabulary")
-    measured = [linear.measure(case, options.seconds, options.seed) for case in cases]
-    yield Grid(linear.COLUMNS, tuple(row for result in measured for row in result.rows))
-    yield from dict.fromkeys(line for result in measured for line in result.left_out)
+    results = [linear.measure(case, options.seconds, options.seed) for case in cases]
+    yield linear.grid(results)
+    yield from dict.fromkeys(line for result in results for line in result.left_out)
+
+
+def _tokens(options: argparse.Namespace) -> Iterator[str | Grid]:
+    yield tokens.CAPTION
+    results = {}
+    for name in tokens.QUANTITIES:
+        cases = tracked(tokens.cases(quick=options.quick), name)
+        measured = [tokens.measure(name, case, options.seconds, options.seed) for case in cases]
+        yield tokens.grid(name, measured)
+        yield from dict.fromkeys(line for result in measured for line in result.left_out)
+        results[name] = measured
+    yield targets.of_tokens(results)
+    yield tokens.ACCURACY_CAPTION
+    yield tokens.digits()
 
 
 def _attention(options: argparse.Namespace) -> Iterator[str | Grid]:
@@ -131,6 +146,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "speed": ("Speed", _speed),
     "jacobian": ("The Jacobian", _jacobian),
     "linear": ("A large vocabulary", _linear),
+    "tokens": ("Log-probabilities and divergence of a large vocabulary", _tokens),
     "attention": ("Attention", _attention),
     "programs": ("Size of programs", _programs),
     "compile": ("Compilation of deep models", _compile),

@@ -252,3 +252,8 @@ def grid(errors: dict[Case, dict[str, float]]) -> Grid:
 
 def _text(error: float, dtype: str) -> str:
     return "all" if error > 0.99 / EPS[dtype] else f"{error:.2f}" if error < 100 else f"{error:.2g}"
+
+
+def relative(error: float) -> str:
+    """A relative error that is not counted in eps."""
+    return f"{error:.1e}" if error < 0.99 else "all"

@@ -15,7 +15,9 @@ from jax import Array
 
 import jaxsoft
 from benchmarks import speed
+from benchmarks.accuracy import relative
 from benchmarks.compilation import compiled
+from benchmarks.memory import mebibytes
 from benchmarks.tables import Grid
 from jaxsoft._demo.speed import scratch_bytes
 from jaxsoft._demo.timing import compared
@@ -197,7 +199,7 @@ def measure(case: Case, seconds: float, seed: int) -> Result:
         chosen = [name for name in programs if (memory[name] or 0) <= _LIMIT]
         timed = {name: lambda run=programs[name]: _seconds(run, args) for name in chosen}
         samples = _samples(timed, case.rounds, 0 if case.rounds == _FEW else seconds)
-    row = case.title, *_times(samples, 1e3, 0), *(_mebibytes(memory.get(name)) for name in NAMES)
+    row = case.title, *_times(samples, 1e3, 0), *(mebibytes(memory.get(name)) for name in NAMES)
     return Result(row, left_out)
 
 
@@ -235,17 +237,12 @@ def _times(samples: Mapping[str, list[float]], units: float, digits: int) -> tup
     return f"{units * statistics.median(own):.{digits}f}", *ratios
 
 
-def _mebibytes(size: int | None) -> str:
-    return "–" if size is None else f"{size / 2**20:.0f}"
-
-
 # ------------------------------------------------------------------------------------- accuracy
 
 
 def digits() -> Grid:
     """The error of the gradient by the score of the dominant key, one row for each gap."""
-    shown = lambda error: f"{error:.1e}" if error < 0.99 else "all"
-    rows = [(f"gap {gap}", *map(shown, errors(gap).values())) for gap in GAPS]
+    rows = [(f"gap {gap}", *map(relative, errors(gap).values())) for gap in GAPS]
     return Grid(("relative error of ∂loss/∂s", *_installed()), tuple(rows))
 
 

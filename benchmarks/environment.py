@@ -12,7 +12,14 @@ import jax
 
 import jaxsoft
 
-PEERS = ("optax", "scipy", "torch", "tokamax")  # jax.nn is there with jax
+# By the name that is imported the name that is installed; jax.nn is there with jax.
+PEERS = {
+    "optax": "optax",
+    "scipy": "scipy",
+    "torch": "torch",
+    "tokamax": "tokamax",
+    "tunix": "google-tunix",
+}
 
 
 def missing() -> list[str]:
@@ -25,10 +32,10 @@ def header(argv: Sequence[str]) -> list[tuple[str, str]]:
     device = jax.devices()[0]
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     absent = missing()
-    installed = [name for name in ("jax", "jaxlib", *PEERS) if name not in absent]
+    installed = [package for name, package in PEERS.items() if name not in absent]
     packages = [
         f"jaxsoft {jaxsoft.__version__}",
-        *(f"{name} {version(name)}" for name in installed),
+        *(f"{package} {version(package)}" for package in ("jax", "jaxlib", *installed)),
     ]
     return [
         ("date", datetime.date.today().isoformat()),

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import dataclasses
 import functools
 import importlib
 import os
@@ -18,26 +17,26 @@ import optax
 from jax import Array
 
 import jaxsoft
-from benchmarks import memory
-from jaxsoft._demo.speed import scratch_bytes
-from jaxsoft._demo.timing import Timing, timings
+from benchmarks import candidates, memory
+from benchmarks.candidates import (
+    Arguments,
+    Candidate,
+    Case,
+    Program,
+    Result,
+    Shape,
+    arguments,
+    under_jax,
+)
+from benchmarks.tables import Grid
 
-Shape = tuple[int, int, int]  # tokens, d, n
-Arguments = tuple[Array, Array, Array]  # x, w, labels
-Loss = Callable[[Any, Any, Any], Any]
+Loss = Callable[[Any, Any, Any], Any]  # of x, w and labels
 
 SHAPES: tuple[Shape, ...] = ((2048, 256, 32_768), (4096, 256, 50_304), (8192, 64, 50_304))
 QUICK_SHAPES: tuple[Shape, ...] = ((1024, 64, 16_384),)
-SIXTEEN_BIT = 1  # so many of the sizes, the smaller ones, in bfloat16 as well
+VOCAB_CHUNK = 2048
 
-COLUMNS = (
-    "mean loss with its gradient by x and w, tokens×d×n",
-    "time, ms",
-    "time / optax",
-    "temporary, MiB",
-    "temporary / optax",
-    "peak, MiB",
-)
+COLUMNS = (*candidates.columns("mean loss with its gradient by x and w", "optax"), "peak, MiB")
 CAPTION = (
     "Mean cross-entropy of x w with its gradient by x and w, under jit. Time divided by that of "
     "optax.softmax_cross_entropy_with_integer_labels on x @ w: the median over rounds that time "
@@ -47,85 +46,19 @@ CAPTION = (
     "rises at most while the program runs once, results included; on Linux alone."
 )
 
-_ROUNDS = 6
-_VOCAB_CHUNK = 2048
 _TORCH_CHUNK = 384  # as many tokens as jaxsoft takes
-_MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """The sizes and the dtype of x and w."""
-
-    shape: Shape
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A computation of the loss and its gradients, and the temporary memory that it needs."""
-
-    call: Callable[..., Any]
-    temporary: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """Who computes the loss. What is optional is left out where it is not installed, or fails."""
-
-    name: str
-    program: Callable[[Arguments], Program]
-    optional: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What was measured of one case.
-
-    Attributes:
-        rows: of the table, under `COLUMNS`.
-        left_out: why a candidate has no row.
-    """
-
-    rows: tuple[tuple[str, ...], ...]
-    left_out: tuple[str, ...]
 
 
 def cases(*, quick: bool) -> list[Case]:
     """All that is measured, in the order of the table."""
-    shapes = QUICK_SHAPES if quick else SHAPES
-    return [
-        *(Case(shape, "float32") for shape in shapes),
-        *(Case(shape, "bfloat16") for shape in shapes[:SIXTEEN_BIT]),
-    ]
+    return candidates.cases(QUICK_SHAPES if quick else SHAPES)
 
 
 # --------------------------------------------------------------------------------- candidates
 
 
-@functools.partial(jax.jit, static_argnames="case")
-def arguments(case: Case, seed: int) -> Arguments:
-    """Random features, a layer whose logits have a variance of 1, and labels."""
-    tokens, d, n = case.shape
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return (
-        jax.random.normal(keys[0], (tokens, d), jnp.float32).astype(case.dtype),
-        (d**-0.5 * jax.random.normal(keys[1], (d, n), jnp.float32)).astype(case.dtype),
-        jax.random.randint(keys[2], (tokens,), 0, n, jnp.int32),
-    )
-
-
-def _under_jax(loss: Loss) -> Callable[[Arguments], Program]:
-    def program(args: Arguments) -> Program:
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile()
-        return Program(compiled, scratch_bytes(compiled))
-
-    return program
-
-
-# float32 logits for every dtype, as jaxsoft and torch's own function make them.
 def _optax(x: Array, w: Array, labels: Array) -> Array:
-    logits = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+    logits = candidates.logits(x, w)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -177,14 +110,14 @@ def _compiled_in_torch(torch: Any) -> Loss:
     return torch.compile(loss, dynamic=False)
 
 
-PEER = Candidate("optax on x @ w", _under_jax(_optax))
+PEER = Candidate("optax on x @ w", under_jax(_optax))
 CANDIDATES = (
-    Candidate("jaxsoft", _under_jax(jaxsoft.linear_cross_entropy)),
+    Candidate("jaxsoft", under_jax(jaxsoft.linear_cross_entropy)),
     Candidate(
-        f"jaxsoft, vocab_chunk={_VOCAB_CHUNK}",
-        _under_jax(functools.partial(jaxsoft.linear_cross_entropy, vocab_chunk=_VOCAB_CHUNK)),
+        f"jaxsoft, vocab_chunk={VOCAB_CHUNK}",
+        under_jax(functools.partial(jaxsoft.linear_cross_entropy, vocab_chunk=VOCAB_CHUNK)),
     ),
-    Candidate("tokamax", _under_jax(_tokamax), "tokamax"),
+    Candidate("tokamax", under_jax(_tokamax), "tokamax"),
     Candidate(
         f"torch, linear_cross_entropy, {_TORCH_CHUNK} tokens a chunk",
         _under_torch(_chunked_in_torch),
@@ -198,41 +131,19 @@ CANDIDATES = (
 
 def measure(case: Case, seconds: float, seed: int) -> Result:
     """Measures memory, each candidate in a process of its own, and time, for about `seconds`."""
+    peak = lambda candidate: _peak(case, candidate, seed)
     args = arguments(case, seed)
-    programs: dict[Candidate, Program] = {}
-    peaks: dict[Candidate, int | None] = {}
-    left_out = []
-    for candidate in (PEER, *CANDIDATES):
-        try:
-            program = candidate.program(args)
-            peaks[candidate] = _peak(case, candidate, seed)
-            programs[candidate] = program
-        except Exception as error:
-            if candidate.optional is None:
-                raise
-            left_out.append(_reason(candidate, error))
-    peer, *others = programs.values()
-    compared = timings([p.call for p in others], peer.call, args, rounds=_ROUNDS, seconds=seconds)
-    alone = Timing(compared[0].peer_seconds, compared[0].peer_seconds, 1.0, 1.0, 1.0)
+    return candidates.measure(case, (PEER, *CANDIDATES), args, seconds, peak)
+
+
+def grid(results: Sequence[Result]) -> Grid:
+    """One table of all."""
     rows = [
-        (
-            f"{case.dtype}, {'×'.join(map(str, case.shape))}: {candidate.name}",
-            f"{timing.seconds * 1e3:.0f}",
-            "1" if timing is alone else f"{timing.ratio:.2f} ({timing.low:.2f}–{timing.high:.2f})",
-            _mebibytes(program.temporary),
-            _ratio(program.temporary, peer.temporary),
-            _mebibytes(peaks[candidate]),
-        )
-        for (candidate, program), timing in zip(programs.items(), (alone, *compared), strict=True)
+        (*candidates.cells(result, candidate), memory.mebibytes(found.peak))
+        for result in results
+        for candidate, found in result.measured.items()
     ]
-    return Result(tuple(rows), tuple(left_out))
-
-
-def _reason(candidate: Candidate, error: Exception) -> str:
-    if isinstance(error, ImportError) and error.name == candidate.optional:
-        return f"{candidate.name}: left out, not installed (pip install {candidate.optional})"
-    first, *_ = str(error).splitlines() or [""]
-    return f"{candidate.name}: left out, {type(error).__name__}: {first}"
+    return Grid(COLUMNS, tuple(rows))
 
 
 def _peak(case: Case, candidate: Candidate, seed: int) -> int | None:
@@ -243,19 +154,11 @@ def _peak(case: Case, candidate: Candidate, seed: int) -> int | None:
     return memory.in_own_process("benchmarks.linear", (candidate.name, *sizes, *options))
 
 
-def _ratio(size: int | None, peer: int | None) -> str:
-    return f"{size / peer:.3f}" if size is not None and peer else "–"
-
-
-def _mebibytes(size: int | None) -> str:
-    return "–" if size is None else f"{size / _MIB:.0f}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the bytes by which one candidate raises the resident memory of this process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.linear")
-    candidates = {candidate.name: candidate for candidate in (PEER, *CANDIDATES)}
-    parser.add_argument("candidate", choices=candidates)
+    choices = {candidate.name: candidate for candidate in (PEER, *CANDIDATES)}
+    parser.add_argument("candidate", choices=choices)
     for size in ("tokens", "d", "n"):
         parser.add_argument(size, type=int)
     parser.add_argument("--dtype", default="float32")
@@ -264,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     case = Case((options.tokens, options.d, options.n), options.dtype)
     args = jax.block_until_ready(arguments(case, options.seed))
-    program = candidates[options.candidate].program(args)
+    program = choices[options.candidate].program(args)
     print(memory.rise(lambda: program.call(*args)))
     return 0
 

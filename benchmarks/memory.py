@@ -44,3 +44,8 @@ def in_own_process(module: str, args: Sequence[str]) -> int | None:
         raise RuntimeError(f"{' '.join(command[1:])}: {ran.stderr.strip()}")
     last = ran.stdout.split()[-1]
     return None if last == "None" else int(last)
+
+
+def mebibytes(size: int | None) -> str:
+    """A number of bytes, for a table."""
+    return "–" if size is None else f"{size / 2**20:.0f}"

@@ -2,13 +2,17 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from benchmarks import tokens
+from benchmarks.candidates import Result
 from benchmarks.speed import FROM_P, Cell, Measured, geometric_mean
 from benchmarks.tables import Grid
 from jaxsoft._demo.timing import Timing
 
 LIMIT = 1.05  # of the time of the peer, in any cell
+# Of functions of x and w, of the time and the temporary memory of their peer, in any case.
+TOKENS_TIME, TOKENS_TEMPORARY = 1.1, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +101,20 @@ def over(timings: Mapping[Cell, Timing]) -> Grid:
 def _of_libraries(timings: Mapping[Cell, Timing]) -> dict[Cell, float]:
     """Ratios to a library; the textbook's VJP from p is none, and no digit of it may be right."""
     return {cell: timed.ratio for cell, timed in timings.items() if cell.quantity != FROM_P}
+
+
+def of_tokens(results: Mapping[str, Sequence[Result]]) -> Grid:
+    """The time and memory of the functions of x and w, at their worst."""
+    rows = []
+    for name, found in results.items():
+        quantity = tokens.QUANTITIES[name]
+        for candidate in quantity.own:
+            measured = [result.measured[candidate] for result in found]
+            slowest = max(one.timing.ratio for one in measured)
+            rows.append((f"{candidate.name}: time", *_verdict(slowest, TOKENS_TIME)))
+            shares = [one.share for one in measured if one.share is not None]
+            if shares and quantity.smaller:
+                largest = _verdict(max(shares), TOKENS_TEMPORARY)
+                rows.append((f"{candidate.name}: temporary memory", *largest))
+    columns = "of that of the peer, in the worst case", "wanted", "measured", ""
+    return Grid(columns, tuple(rows))

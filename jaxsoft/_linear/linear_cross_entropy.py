@@ -210,7 +210,7 @@ def _linear_cross_entropy(
     else:
         places = axis.places(labels, layer.w[0])
         tokens = Tokens(x, places, valid, ignored).with_temperature(temperature)
-        losses = Losses(rival=has_aux)
+        losses = Losses()
         along = losses, tokens, layer, division
         if reduction == "none":
             found = found_of(*along)

@@ -64,23 +64,15 @@ class Constants(NamedTuple):
 
     Attributes:
         top: m, the maximum of the logits; the lowest finite number for no class.
-        rival: the largest logit of another class than the label, if it is asked for.
     """
 
     top: Float[Array, " t"]
-    rival: Float[Array, " t"] | None
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """The loss of each token, as a `Loss`.
-
-    Attributes:
-        rival: whether the rival of the label is asked for.
-    """
-
-    rival: bool = False
+    """The loss of each token, as a `Loss`."""
 
     @property
     def relative(self) -> bool:
@@ -95,22 +87,19 @@ class Losses:
         weight = None if options.class_weights is None else none
         spread = None if options.label_smoothing is None else none
         sums = Sums(none, none, weight, spread, total=spread)
-        return Found(Constants(lowest, lowest if self.rival else None), sums)
+        return Found(Constants(lowest), sums)
 
     def extended(self, so_far: Found, logits: PerModel, tokens: Tokens, classes: Classes) -> Found:
         """With a chunk of classes more."""
-        (u,), (before, rival) = logits, so_far.constants
-        constants = Constants(jnp.maximum(before, maximum(lax.stop_gradient(u), 1)), rival)
-        if rival is not None:
-            others = jnp.where(_on_label(u, classes), -jnp.inf, lax.stop_gradient(u))
-            constants = constants._replace(rival=jnp.maximum(rival, maximum(others, 1)))
+        (u,), (before,) = logits, so_far.constants
+        constants = Constants(jnp.maximum(before, maximum(lax.stop_gradient(u), 1)))
         new, old = self.sums(logits, constants, tokens, classes), _moved(so_far, constants, tokens)
         return Found(constants, jax.tree.map(jnp.add, new, old))
 
     def of_devices(self, part: Found, tokens: Tokens, _: Layer, mesh: Mesh) -> Found:
         """Of all classes from those on each device."""
-        largest: Constants = jax.tree.map(lambda x: devices.largest(x, mesh), part.constants)
-        return Found(largest, devices.total(_moved(part, largest, tokens), mesh))
+        constants = Constants(devices.largest(part.constants.top, mesh))
+        return Found(constants, devices.total(_moved(part, constants, tokens), mesh))
 
     def found(self, so_far: Found) -> Found:
         """As it is."""
@@ -124,7 +113,7 @@ class Losses:
         assert places is not None
         scale = None if tokens.temperature is None else tokens.temperature[:, None]
         z = gap(u, top[:, None], scale)
-        others = jnp.sum(jnp.where(_on_label(u, classes), 0, jnp.exp(z)), 1)
+        others = jnp.sum(jnp.where(one_hot(places, u.shape, 1), 0, jnp.exp(z)), 1)
         n = u.shape[1]
         place, here = jnp.minimum(places, n - 1), places < n
         label = jnp.where(here, take(u, place, 1), 0)
@@ -171,11 +160,6 @@ class Losses:
         return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
 
 
-def _on_label(u: Array, classes: Classes) -> Array:
-    assert classes.places is not None
-    return one_hot(classes.places, u.shape, 1)
-
-
 def _moved(part: Found, constants: Constants, tokens: Tokens) -> Sums:
     """The sums given a maximum that is at least as large."""
     sums: Sums = part.sums
@@ -210,10 +194,10 @@ def _class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
 
 
 def statistics(found: Found, tokens: Tokens) -> LossStatistics:
-    """What else is known of each token; without `correct` if there is no rival."""
+    """What else is known of each token."""
     top, temperature, label = found.constants.top, tokens.temperature, found.sums.label
     assert tokens.valid is not None
-    correct = tokens.valid & (label >= found.constants.rival)
+    correct = tokens.valid & (label >= top)
     own = jnp.exp(gap(jnp.where(tokens.valid, label, -jnp.inf), top, temperature))
     log_normalizer, empty = _log_normalizer(found.sums.others, own)
     log_partition = jnp.where(empty, -jnp.inf, log_normalizer + _shift(top, temperature))

@@ -16,6 +16,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     accuracy,
     attention,
+    candidates,
     compilation,
     jacobian,
     linear,
@@ -23,12 +24,24 @@ from benchmarks import (
     programs,
     speed,
     targets,
+    tokens,
 )
 from jaxsoft._demo.timing import Timing
 
-CASE = linear.Case((60, 8, 90), "float32")
-ABSENT = ("torch", "tokamax")
-REQUIRED = [c for c in (linear.PEER, *linear.CANDIDATES) if c.optional is None]
+CASE = candidates.Case((60, 8, 90), "float32")
+ABSENT = ("torch", "tokamax", "tunix")
+
+
+def required(chosen):
+    """Those candidates that are never left out."""
+    return [candidate for candidate in chosen if candidate.optional is None]
+
+
+REQUIRED = required((linear.PEER, *linear.CANDIDATES))
+OF_TOKENS = {
+    name: required((quantity.peer[0], *quantity.own, *quantity.others))
+    for name, quantity in tokens.QUANTITIES.items()
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +49,9 @@ def _as_a_user(monkeypatch):
     found = importlib.import_module
 
     def import_module(name, package=None):
-        if name in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        first = name.partition(".")[0]
+        if first in ABSENT:
+            raise ModuleNotFoundError(f"No module named {first!r}", name=first)
         return found(name, package)
 
     monkeypatch.setattr(importlib, "import_module", import_module)
@@ -69,7 +83,9 @@ def test_results(monkeypatch, capsys, tmp_path):
     norms[1] = dataclasses.replace(norms[1], peers=None)
     monkeypatch.setattr(jacobian, "cases", lambda *, quick: norms)
     monkeypatch.setattr(linear, "QUICK_SHAPES", (CASE.shape,))
-    monkeypatch.setattr(linear, "SIXTEEN_BIT", 0)
+    monkeypatch.setattr(candidates, "SIXTEEN_BIT", 0)
+    monkeypatch.setattr(tokens, "QUICK_SHAPES", (CASE.shape,))
+    monkeypatch.setattr(tokens, "GAPS", (17,))
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
     monkeypatch.setattr(attention, "QUICK_LENGTHS", (3,))
     monkeypatch.setattr(attention, "GAPS", (17,))
@@ -143,6 +159,22 @@ def test_results(monkeypatch, capsys, tmp_path):
             line = f"{candidate.name}: left out, not installed (pip install {candidate.optional})"
             assert line in written
             assert line in printed
+
+    for name, chosen in OF_TOKENS.items():
+        of_quantity = table(written, " | ".join(tokens.columns(name)))
+        assert list(of_quantity) == [f"float32, 60×8×90: {c.name}" for c in chosen]
+        rows = list(of_quantity.values())
+        assert [row[1] == "1" for row in rows] == [True] + [False] * (len(rows) - 1)
+        assert float(rows[0][3]) == 1
+        others = len(tokens.QUANTITIES[name].others)
+        assert any(float(row[4]) == 1 for row in rows[-others:])  # the fastest of them
+    assert "tunix on x @ w: left out, not installed (pip install google-tunix)" in written
+    assert "| jaxsoft.linear_log_probs: temporary memory | ≤ 0.1 | " in written
+    digits = table(written, "relative error | jaxsoft | jax.nn")
+    assert len(digits) == 5
+    assert all(float(own) < 1e-6 for own, _ in digits.values())
+    assert digits["log p of the dominant class, gap 17"][1] == "all"
+    assert digits["gradient of KL by the student, gap 17"][1] == "all"
 
 
 @pytest.mark.slow
@@ -255,6 +287,31 @@ def test_targets():
     assert over.rows == (("softmax + VJP", "1 of 2", "1.60", "1.60", "float32, 2×3"),)
 
 
+def test_targets_of_tokens(monkeypatch):
+    peer, own, other = (candidates.Candidate(name, None) for name in ("peer", "own", "other"))
+    quantity = tokens.Quantity((peer, "logits"), (own,), (other,))
+    small = dataclasses.replace(quantity, smaller=False)
+    quantities = {"entropy": quantity, "statistics": small}
+    monkeypatch.setattr(tokens, "QUANTITIES", quantities)
+
+    def result(ratio, share):
+        measured = {
+            peer: candidates.Measured(timed(1.0), 100, 1.0),
+            own: candidates.Measured(timed(ratio), 10, share),
+            other: candidates.Measured(timed(2 * ratio), 100, 1.0),
+        }
+        return candidates.Result(CASE, measured, ())
+
+    results = [result(1.21, 0.05), result(0.5, 0.1), result(0.4, None)]
+    assert targets.of_tokens(dict.fromkeys(quantities, results)).rows == (
+        ("own: time", "≤ 1.1", "1.21", "missed by 10 %"),
+        ("own: temporary memory", "≤ 0.1", "0.10", "met"),
+        ("own: time", "≤ 1.1", "1.21", "missed by 10 %"),
+    )
+    ratios = [row[-1] for row in tokens.grid("entropy", results[:1]).rows]
+    assert ratios == ["0.41", "0.50", "1.00"]
+
+
 def test_bandwidth():
     cell = speed.Cell("loss + gradient", (1000, 500), -1, "bfloat16")
     assert speed.bandwidth(cell, timed(1e-3)) == pytest.approx(2 * 1000 * 500 * 2 / 1e-3 / 1e9)
@@ -278,6 +335,23 @@ def test_candidates_compute_the_same():
     expected, *others = (c.program(args).call(*args) for c in REQUIRED)
     for computed in others:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, expected)
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_candidates_compute_the_same_of_tokens(name):
+    args = tokens.QUANTITIES[name].arguments(CASE, 0)
+    found = [c.program(args).call(*args) for c in OF_TOKENS[name]]
+    # With statistics the loss comes first in a pair of both.
+    losses, statistics = [], []
+    for value, gradients in found:
+        loss, *more = value if isinstance(value, tuple) else (value,)
+        losses.append((loss, gradients))
+        statistics += more
+    for same in (losses, [tuple(more) for more in statistics]):
+        for computed in same[1:]:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, same[0]
+            )
 
 
 @pytest.mark.slow
@@ -319,7 +393,7 @@ def test_attention_without_a_derivative_or_too_large_has_no_time(monkeypatch):
 
 @pytest.mark.slow
 def test_peak_memory_in_a_process_of_its_own():
-    peak = linear._peak(linear.Case((1280, 8, 8192), "float32"), linear.PEER, 0)
+    peak = linear._peak(candidates.Case((1280, 8, 8192), "float32"), linear.PEER, 0)
     if peak is None:
         pytest.skip("only Linux tells the peak")
     logits = 1280 * 8192 * 4
@@ -335,7 +409,7 @@ def test_a_candidate_that_fails_is_left_out(monkeypatch):
         linear, "CANDIDATES", (dataclasses.replace(linear.PEER, name="again"), broken)
     )
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: None)
-    result = linear.measure(linear.Case((4, 2, 3), "bfloat16"), 0.001, 0)
+    result = linear.measure(candidates.Case((4, 2, 3), "bfloat16"), 0.001, 0)
     assert result.left_out == ("broken: left out, NotImplementedError: not on this device",)
 
 
