@@ -45,6 +45,9 @@ class Case:
     argument: Float[Array, "..."]
 
 
+Pair = tuple[Callable[[Array], Any], Callable[[Array], Array]]  # a function and a plain one
+
+
 @dataclasses.dataclass(frozen=True)
 class Derivatives:
     """The errors of the public functions in every mode of differentiation.
@@ -164,6 +167,12 @@ def cases(seed: int) -> tuple[Case, ...]:
         entropy = _plain_cross_entropy(z, p)
         return jnp.stack([jnp.log(p[label]), entropy, jnp.log(jnp.sum(jnp.exp(z)))])
 
+    def of_segments(function: Callable[..., Array], of_row: Callable[[Array], Array]) -> Pair:
+        """A function of segments, here the first two classes and the others, and a plain one."""
+        ids = (classes >= 2).astype(int)
+        plain = lambda x: jnp.concatenate([of_row(x[:2]), of_row(x[2:])])
+        return lambda x: function(x, ids, 2), plain
+
     def attention(xv: Array) -> Array:
         k, v = (row[:, None, None] for row in xv)
         query = jnp.ones_like(k[:1])
@@ -180,6 +189,17 @@ def cases(seed: int) -> tuple[Case, ...]:
             lambda xy: jaxsoft.kl_divergence(xy[0], xy[1]),
             lambda xy: _plain_kl_divergence(xy[0], xy[1]),
             jnp.stack([x, y]),
+        ),
+        Case("segment_softmax", *of_segments(jaxsoft.segment_softmax, _plain_softmax), argument=x),
+        Case(
+            "segment_log_softmax",
+            *of_segments(jaxsoft.segment_log_softmax, lambda x: jnp.log(_plain_softmax(x))),
+            argument=x,
+        ),
+        Case(
+            "segment_logsumexp",
+            *of_segments(jaxsoft.segment_logsumexp, lambda x: jnp.log(jnp.sum(jnp.exp(x)))[None]),
+            argument=x,
         ),
         Case(
             "softmax_jvp",

@@ -24,7 +24,9 @@ from jaxsoft._demo.view import View
 # and for `softmax_and_jacobian`, which returns the same beside softmax.
 PUBLIC = set(jaxsoft.__all__) - {
     "jvp_from_vjp",
+    "LossStatistics",
     "SimplexJacobian",
+    "TokenStatistics",
     "softmax_and_jacobian",
 }
 # Before they are replaced.
