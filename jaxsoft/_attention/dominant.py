@@ -21,7 +21,7 @@ from jaxsoft._attention.division import Division, Pair, over_pairs, put, query_c
 from jaxsoft._attention.scores import Constants, Operands
 from jaxsoft._core import devices
 from jaxsoft._rows.logits import compute_dtype, divisor
-from jaxsoft._rows.statistics import Row, united
+from jaxsoft._rows.statistics import Row, gaps_at, united
 
 # A key is dominant if Z - 1 is below this: then its probability exceeds 1/2, and its exponential is
 # the only one above this, with room for the rounding of both. It is found by that and not by the
@@ -147,12 +147,5 @@ def _together(a: _Sums, b: _Sums, operands: Operands, constants: Constants) -> _
     others += of_a[..., None] * a.others + of_b[..., None] * b.others
     gap = None
     if a.gap is not None and b.gap is not None:
-        gap = _gap_at(a.gap, a.row, row) + _gap_at(b.gap, b.row, row)
+        gap = gaps_at(a.gap, a.row, row.top) + gaps_at(b.gap, b.row, row.top)
     return _Sums(row, jnp.where(newer, b.leader, a.leader), others, gap)
-
-
-def _gap_at(gap: Array, part: Row, row: Row) -> Array:
-    """Σ exp(s_j - m) (m - s_j) of a part, with the maximum m of the whole row."""
-    z, step = 1 + part.rest, row.top - part.top
-    factor = jnp.exp(-step)
-    return jnp.where(factor == 0, 0, factor * (gap + z * step))

@@ -20,7 +20,7 @@ from jaxsoft._linear.chunks import Found
 from jaxsoft._linear.operands import Classes, Layer, PerModel, Tokens
 from jaxsoft._rows import statistics
 from jaxsoft._rows.logits import divisor, gap, nan_unless, place_of_maximum, scaled
-from jaxsoft._rows.statistics import Row
+from jaxsoft._rows.statistics import Row, gaps_at
 
 # A class is dominant if Z - 1 is below the first of these: then its probability exceeds 1/2, and
 # its (u - m) / T alone the second, which it is found by. It need not be equal to 0, for XLA may
@@ -129,7 +129,7 @@ class Statistics:
     def of_devices(self, part: _State, tokens: Tokens, layer: Layer, mesh: Mesh) -> _State:
         """Of all classes from those on each device."""
         row = statistics.of_devices(part.row, mesh, tokens.temperature)
-        gaps = devices.total(_moved_gaps(part, row, tokens.temperature), mesh)
+        gaps = devices.total(gaps_at(part.gaps, part.row, row.top, tokens.temperature), mesh)
         # The first of the devices with the largest logit has the class.
         n, largest = layer.w[0].shape[1], part.row.top == row.top
         number = part.argmax + devices.index(mesh).astype(part.argmax.dtype) * n
@@ -194,16 +194,9 @@ def _gap_terms_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 def _together(a: _State, b: _State, temperature: Array | None) -> _State:
     """What is known of the classes of both."""
     row = statistics.united(a.row, b.row, temperature)
-    gaps = _moved_gaps(a, row, temperature) + _moved_gaps(b, row, temperature)
+    of_a, of_b = (gaps_at(part.gaps, part.row, row.top, temperature) for part in (a, b))
     argmax = jnp.where(b.row.top > a.row.top, b.argmax, a.argmax)
-    return _State(row, gaps, a.labels + b.labels, argmax)
-
-
-def _moved_gaps(part: _State, row: Row, temperature: Array | None) -> Array:
-    """Σ exp(-g) g of a part, with g to the maximum of the whole row."""
-    step = -gap(part.row.top, row.top, temperature)
-    factor = jnp.exp(-step)
-    return jnp.where(factor == 0, 0, factor * (part.gaps + (1 + part.row.rest) * step))
+    return _State(row, of_a + of_b, a.labels + b.labels, argmax)
 
 
 # ------------------------------------------------------------------------- functions of the sums

@@ -147,6 +147,15 @@ def united(a: Row, b: Row, temperature: Array | None = None) -> Row:
     return Row(top, (rest + other_rest) + (is_top + other_is_top - 1))
 
 
+def gaps_at(
+    gaps: Float[Array, "..."], part: Row, top: Float[Array, "..."], temperature: Array | None = None
+) -> Float[Array, "..."]:
+    """Σ exp(-g) g of a part with g = (m_d - z) / T, given the maximum of the row for m_d."""
+    step = -gap(part.top, top, temperature)
+    factor = jnp.exp(-step)
+    return jnp.where(factor == 0, 0, factor * (gaps + (1 + part.rest) * step))
+
+
 def of_devices(part: Row, mesh: Mesh | None, temperature: Array | None = None) -> Row:
     """The statistics of whole rows from those of their parts on each device."""
     top = devices.largest(part.top, mesh)
