@@ -792,6 +792,15 @@ def of_everything(x, w, labels):
         "linear_cross_entropy, none": lambda x: jaxsoft.linear_cross_entropy(
             x, w, labels, label_smoothing=0.1, z_loss=0.1, temperature=row, reduction="none"
         ).sum(),
+        "has_aux": lambda x: jaxsoft.linear_cross_entropy(x, w, labels, has_aux=True)[
+            1
+        ].log_partition.sum(),
+        "linear_log_probs": lambda x: sum(
+            map(jnp.sum, jaxsoft.linear_log_probs(x, w, labels, temperature=row)[:3])
+        ),
+        "linear_kl_divergence": lambda x: jaxsoft.linear_kl_divergence(x, w, x * x, w),
+        "segment_softmax": lambda x: (jaxsoft.segment_softmax(x, labels, 3) ** 2).sum(),
+        "segment_logsumexp": lambda x: (jaxsoft.segment_logsumexp(x, labels % 3, 3) ** 2).sum(),
     }
     return {name: jax.value_and_grad(fun)(x) for name, fun in scalars.items()}
 
@@ -857,6 +866,17 @@ def test_no_nan_on_valid_input(off):
             )
             + 0 * x[0, 0]
         ),
+        lambda x: (
+            jaxsoft.linear_log_probs(finite, eye, labels[:2], bias=bias, temperature=t[:2]).entropy
+            + 0 * x[0, 0]
+        ),
+        lambda x: (
+            jaxsoft.linear_kl_divergence(
+                finite, eye, finite[::-1], eye, bias=bias, teacher_bias=bias, temperature=t[:2]
+            )
+            + 0 * x[0, 0]
+        ),
+        lambda x: jaxsoft.segment_softmax(x, np.array([0, 0, -1]), 2, temperature=0.5) ** 2,
     ]
     jax.clear_caches()
     with jax.debug_nans(True), jax.disable_jit(off):
