@@ -21,7 +21,7 @@ from jaxsoft._attention.division import Division, Pair, over_pairs, put, query_c
 from jaxsoft._attention.scores import Constants, Operands
 from jaxsoft._core import devices
 from jaxsoft._rows.logits import compute_dtype, divisor
-from jaxsoft._rows.statistics import Row, gaps_at, united
+from jaxsoft._rows.statistics import Row, gaps_at, of_no_entry, united
 
 # A key is dominant if Z - 1 is below this: then its probability exceeds 1/2, and its exponential is
 # the only one above this, with room for the rounding of both. It is found by that and not by the
@@ -102,12 +102,11 @@ def _start(operands: Operands) -> _Sums:
         ),
         operands.q,
     )
-    lowest = jnp.finfo(dtype).min
     if operands.sink is None:
-        return _Sums(Row(none + lowest, none - 1), leader, others, None)
+        return _Sums(of_no_entry(none), leader, others, None)
     sink = operands.sink[None, None]
     absent = sink == -jnp.inf
-    row = Row(none + jnp.maximum(sink, lowest), none - absent.astype(dtype))
+    row = Row(none + jnp.maximum(sink, jnp.finfo(dtype).min), none - absent.astype(dtype))
     return _Sums(row, jnp.where(absent, leader, SINK), others, None)
 
 

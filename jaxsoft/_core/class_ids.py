@@ -113,7 +113,7 @@ def segments(
                 f"{function}: num_segments must be given where segment_ids are traced, as under "
                 "jax.jit (num_segments=segment_ids.max() + 1, computed before)"
             )
-        return given, max(int(jnp.max(given, initial=-1)) + 1, 0)
+        return given, int(jnp.max(given, initial=-1)) + 1
     number = validation.integer(function, "num_segments", count)
     if number < 0:
         raise ValueError(f"{function}: num_segments must be 0 or more, got {number}")

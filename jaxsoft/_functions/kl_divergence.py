@@ -96,7 +96,7 @@ def _kl_divergence(
 # z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p), of which the
 # derivative is that of probabilities and the value that of the corrected differences below.
 def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
-    return from_sums(_sums(z, w, z_row, w_row, axis), z_row, w_row)
+    return divergence_of(_sums(z, w, z_row, w_row, axis), z_row, w_row)
 
 
 def _divergence_pullback(
@@ -159,7 +159,7 @@ def _sums_pullback(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis, 
 sums = analytic(_sums, _sums_pullback, static=(4,))
 
 
-def from_sums(sums: Sums, z_row: Row, w_row: Row) -> Float[Array, "..."]:
+def divergence_of(sums: Sums, z_row: Row, w_row: Row) -> Float[Array, "..."]:
     """The divergence of each row; 0 with derivative 0 of one without any p."""
     absent = z_row.rest == -1
     total = jnp.where(absent, 1, sums.total)

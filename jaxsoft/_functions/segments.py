@@ -17,11 +17,11 @@ from jaxsoft._core import class_ids, options, programs, validation
 from jaxsoft._core.autodiff import analytic, jvp_from_vjp
 from jaxsoft._core.sizes import is_empty, known
 from jaxsoft._rows import statistics
-from jaxsoft._rows.jacobian_product import Probabilities, Vector, flatness, log_pullback_of
+from jaxsoft._rows.jacobian_product import Probabilities, Vector, portable_log_pullback
 from jaxsoft._rows.jacobian_product import symmetric as symmetric_product
 from jaxsoft._rows.logits import keep_inputs, rounded
 from jaxsoft._rows.ragged import Segments, prepared
-from jaxsoft._rows.statistics import Row
+from jaxsoft._rows.statistics import Normalizer, Row
 
 
 def segment_softmax(
@@ -181,32 +181,31 @@ def _segment_softmax(
     if _nothing(x, count):
         return jnp.zeros_like(x)
     logits, segments = keep_inputs(lambda: prepared(x, ids, temperature, count, is_sorted)[:2])
-    total = segments.sum(jnp.exp(lax.stop_gradient(logits.z) - segments.expand(logits.top)))
-    return _probabilities(logits.z, logits.top, total, segments).astype(x.dtype)
+    normalizer = statistics.plain_sum(lax.stop_gradient(logits), axis=segments)
+    return _probabilities(logits.z, normalizer, segments).classes.astype(x.dtype)
 
 
 # As `softmax.probabilities`: p from constants, and z̄ = J p̄ from p.
 @jax.custom_vjp
-def _probabilities_rule(z: Array, top: Array, total: Array, segments: Segments) -> Array:
-    p = jnp.exp(z - segments.expand(top)) / segments.expand(jnp.maximum(total, 1))
-    return jnp.where(segments.outside(z), 0, p)
+def _probabilities_rule(z: Array, normalizer: Normalizer, segments: Segments) -> Probabilities:
+    p = statistics.probabilities(z, None, normalizer, segments, z.dtype)
+    return p._replace(classes=jnp.where(segments.outside(z), 0, p.classes))
 
 
 _probabilities = jvp_from_vjp(_probabilities_rule)
 
 
 def _probabilities_fwd(
-    z: Array, top: Array, total: Array, segments: Segments
-) -> tuple[Array, tuple[Array, Array, Segments]]:
-    p = _probabilities(z, top, total, segments)
-    return p, (p, total, segments)
+    z: Array, normalizer: Normalizer, segments: Segments
+) -> tuple[Probabilities, tuple[Probabilities, Segments]]:
+    p = _probabilities(z, normalizer, segments)
+    return p, (p, segments)
 
 
-def _probabilities_bwd(residuals: Any, cotangent: Array) -> Any:
-    p, total, segments = residuals
-    flat = flatness(1 / jnp.maximum(total, 1))
-    product = symmetric_product(Probabilities(p, None, flat), Vector(cotangent, None), segments)
-    return product.classes, None, None, None
+def _probabilities_bwd(residuals: Any, cotangent: Probabilities) -> Any:
+    p, segments = residuals
+    product = symmetric_product(p, Vector(cotangent.classes, None), segments)
+    return product.classes, None, None
 
 
 _probabilities_rule.defvjp(_probabilities_fwd, _probabilities_bwd)
@@ -232,11 +231,9 @@ def _log_probabilities_formula(z: Array, row: Row, segments: Segments) -> Array:
 
 
 def _log_probabilities_pullback(z: Array, row: Row, segments: Segments, cotangent: Array) -> Any:
-    p = _probabilities(z, row.top, row.normalizer.total, segments)
-    flat = flatness(1 / row.normalizer.divisor)
+    p = _probabilities(z, row.normalizer, segments)
     y_bar = jnp.where((z == -jnp.inf) | segments.outside(z), 0, cotangent)
-    of_p = Probabilities(p, None, flat)
-    return log_pullback_of(of_p, Vector(y_bar, None), segments)[0], None, None
+    return portable_log_pullback(p, Vector(y_bar, None), axis=segments).classes, None, None
 
 
 _log_probabilities = analytic(_log_probabilities_formula, _log_probabilities_pullback)
@@ -267,8 +264,8 @@ def _log_normalizer_formula(z: Array, row: Row, segments: Segments) -> Array:
 
 
 def _log_normalizer_pullback(z: Array, row: Row, segments: Segments, cotangent: Array) -> Any:
-    p = _probabilities(z, row.top, row.normalizer.total, segments)
-    return segments.expand(cotangent) * p, None, None
+    p = _probabilities(z, row.normalizer, segments)
+    return segments.expand(cotangent) * p.classes, None, None
 
 
 _log_normalizer = analytic(_log_normalizer_formula, _log_normalizer_pullback)

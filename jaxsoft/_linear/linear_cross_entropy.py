@@ -13,12 +13,11 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import is_empty, known
 from jaxsoft._functions import token_loss
 from jaxsoft._functions.token_loss import Reduction
-from jaxsoft._linear import token_losses
 from jaxsoft._linear.loops import Division, divided
 from jaxsoft._linear.models import Model, checked, prepared
 from jaxsoft._linear.operands import Tokens
-from jaxsoft._linear.rules import found_of, weighted_sum, with_derivatives
-from jaxsoft._linear.token_losses import Losses, LossStatistics
+from jaxsoft._linear.rules import weighted_losses, with_derivatives
+from jaxsoft._linear.token_losses import Losses, LossStatistics, loss_statistics
 from jaxsoft._rows.logits import nan_unless
 
 
@@ -160,12 +159,12 @@ def linear_cross_entropy(
     }
     mesh = validation.mesh(name, axis_name, x=model.x, softcap=model.softcap, **alike)
     class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
-    tokens = options.positive_or_none(name, "token_chunk", token_chunk)
-    classes = options.positive_or_none(name, "vocab_chunk", vocab_chunk)
+    once = reduction != "none"
+    division = divided(name, model.w, token_chunk, vocab_chunk, mesh, once=once)
     static = {
         "ignore_index": ignored,
         "reduction": reduction,
-        "division": divided(model.w, tokens, classes, mesh, once=reduction != "none"),
+        "division": division,
         "has_aux": validation.flag(name, "has_aux", has_aux),
     }
     return _linear_cross_entropy((model,), class_weights=class_weights, **alike, **static)
@@ -210,16 +209,11 @@ def _linear_cross_entropy(
     else:
         places = axis.places(labels, layer.w[0])
         tokens = Tokens(x, places, valid, ignored).with_temperature(temperature)
-        losses = Losses()
-        along = losses, tokens, layer, division
-        if reduction == "none":
-            found = found_of(*along)
-            out = token_loss.weighted(factors, losses.loss(found, tokens, layer, mesh))
-        else:
-            out, found = weighted_sum(factors, *along)
-            found = with_derivatives(found, *along) if has_aux else found
+        along = Losses(), tokens, layer, division
+        out, found = weighted_losses(factors, reduction, *along)
         if has_aux:
-            statistics = token_losses.statistics(found, tokens)
+            found = found if reduction == "none" else with_derivatives(found, *along)
+            statistics = loss_statistics(found, tokens)
     out = token_loss.reduced(out, factors, reduction)
     loss = out.reshape(shape) if reduction == "none" else out
     if not has_aux:

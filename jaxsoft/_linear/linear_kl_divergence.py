@@ -15,7 +15,7 @@ from jaxsoft._linear.divergences import Divergences
 from jaxsoft._linear.loops import Division, divided
 from jaxsoft._linear.models import Model, checked, prepared
 from jaxsoft._linear.operands import Tokens
-from jaxsoft._linear.rules import found_of, weighted_sum
+from jaxsoft._linear.rules import weighted_losses
 
 
 def linear_kl_divergence(
@@ -120,9 +120,7 @@ def linear_kl_divergence(
         "teacher_softcap": teacher.softcap,
     }
     mesh = validation.mesh(name, axis_name, **of_models, **alike)
-    tokens = options.positive_or_none(name, "token_chunk", token_chunk)
-    classes = options.positive_or_none(name, "vocab_chunk", vocab_chunk)
-    division = divided(student.w, tokens, classes, mesh, once=True)
+    division = divided(name, student.w, token_chunk, vocab_chunk, mesh, once=True)
     models = teacher, student
     models = models[::-1] if validation.flag(name, "reverse", reverse) else models
     return _linear_kl_divergence(models, **alike, reduction=reduction, division=division)
@@ -154,11 +152,6 @@ def _linear_kl_divergence(
         out = jnp.zeros_like(factors)
     else:
         tokens = Tokens(x, None, None, ignored).with_temperature(temperature)
-        along = Divergences(), tokens, layer, division
-        if reduction == "none":
-            out = Divergences().loss(found_of(*along), tokens, layer, mesh)
-            out = token_loss.weighted(factors, out)
-        else:
-            out, _ = weighted_sum(factors, *along)
+        out, _ = weighted_losses(factors, reduction, Divergences(), tokens, layer, division)
     out = token_loss.reduced(out, factors, reduction)
     return out.reshape(shape) if reduction == "none" else out

@@ -12,12 +12,11 @@ from jaxsoft._core import class_ids, options, programs, validation
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._core.sizes import known
 from jaxsoft._functions import token_loss
-from jaxsoft._linear import token_statistics
 from jaxsoft._linear.loops import Division, divided
 from jaxsoft._linear.models import Model, checked, prepared
 from jaxsoft._linear.operands import Tokens
 from jaxsoft._linear.rules import found_of
-from jaxsoft._linear.token_statistics import Statistics, TokenStatistics
+from jaxsoft._linear.token_statistics import LogProbs, TokenStatistics, token_statistics
 from jaxsoft._rows.logits import nan_unless
 
 
@@ -123,9 +122,7 @@ def linear_log_probs(
     alike = {"labels": labels, "temperature": scale}
     mesh = validation.mesh(name, axis_name, x=model.x, softcap=model.softcap, **alike)
     class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
-    tokens = options.positive_or_none(name, "token_chunk", token_chunk)
-    classes = options.positive_or_none(name, "vocab_chunk", vocab_chunk)
-    division = divided(model.w, tokens, classes, mesh, once=False)
+    division = divided(name, model.w, token_chunk, vocab_chunk, mesh, once=False)
     several = labels.ndim > len(shape)
     static = {"ignore_index": ignored, "division": division, "several": several}
     return TokenStatistics(*_linear_log_probs((model,), **alike, **static))
@@ -167,8 +164,8 @@ def _linear_log_probs(
     else:
         tokens = Tokens(x, axis.places(labels, layer.w[0]), valid, absent)
         tokens = tokens.with_temperature(temperature)
-        found = found_of(Statistics(), tokens, layer, division)
-        statistics = token_statistics.token_statistics(found, tokens)
+        found = found_of(LogProbs(), tokens, layer, division)
+        statistics = token_statistics(found, tokens)
     log_probs, *of_token = statistics
     if ignored is not None:
         log_probs = jnp.where(ignored, 0, log_probs)

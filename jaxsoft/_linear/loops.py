@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxsoft._core import options
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.sizes import known
 from jaxsoft._linear.operands import Classes, Layer, Tokens
@@ -41,12 +42,14 @@ class Division:
 
 
 def divided(
-    w: Array, tokens: int | None, classes: int | None, mesh: Mesh | None, *, once: bool
+    function: str, w: Array, token_chunk: Any, vocab_chunk: Any, mesh: Mesh | None, *, once: bool
 ) -> Division:
-    """How tokens and classes are divided, by default where the size of a chunk is None.
+    """Checks the sizes of chunks, and divides tokens and classes by default where they are None.
 
     `once` says whether the logits are made once if those of all classes are kept.
     """
+    tokens = options.positive_or_none(function, "token_chunk", token_chunk)
+    classes = options.positive_or_none(function, "vocab_chunk", vocab_chunk)
     d, n = w.shape
     keep = classes is None and once
     most = d if known(lambda: d > _LEAST_TOKENS, False) else _LEAST_TOKENS

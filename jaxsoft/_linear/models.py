@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -55,7 +56,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(models: tuple[Model, ...], *others: Array | None, mesh: Mesh | None) -> Prepared:
-    """Arrays of the types in which they are computed with, alike where they are divided.
+    """Arrays of the types in which they are computed with, which differ along the same mesh axes.
 
     Each model keeps a 16-bit type of its own.
     """
@@ -67,18 +68,14 @@ def prepared(models: tuple[Model, ...], *others: Array | None, mesh: Mesh | None
         discrete = a is None or validation.is_discrete(jnp.asarray(a))
         return a if discrete else jnp.asarray(a, wide)
 
-    w = [model.w.astype(dtype) for model, dtype in zip(models, own, strict=True)]
-    x = [model.x for model in models]
-    of_all = [widened(model.bias) for model in models], [widened(model.softcap) for model in models]
-    given = (*w, *x, *of_all[0], *of_all[1])
-    arrays = devices.aligned(*given, *map(widened, others), mesh=mesh)
-    of_models, others = arrays[: len(given)], arrays[len(given) :]
-    k = len(models)
-    w_of, x_of, bias, softcap = (of_models[i * k : (i + 1) * k] for i in range(4))
+    x, w, bias, softcap = zip(*models, strict=True)
+    w = tuple(w.astype(dtype) for w, dtype in zip(w, own, strict=True))
+    bias, softcap, others = (tuple(map(widened, a)) for a in (bias, softcap, others))
+    leaves, tree = jax.tree.flatten((w, x, bias, softcap, others))
+    aligned = devices.aligned(*leaves, mesh=mesh)
+    w, x, bias, softcap, others = jax.tree.unflatten(tree, aligned)
 
     def matrix(x: Array, dtype: jnp.dtype) -> Array:
         return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(wide if mesh else dtype)
 
-    return Prepared(
-        tuple(map(matrix, x_of, own)), Layer(w_of, Options(bias, softcap)), others, wide
-    )
+    return Prepared(tuple(map(matrix, x, own)), Layer(w, Options(bias, softcap)), others, wide)

@@ -12,7 +12,7 @@ from jaxtyping import Array, DTypeLike
 from jaxsoft._core import devices
 from jaxsoft._core.autodiff import instantiated, jvp_from_vjp, transposable, values_and_live
 from jaxsoft._core.devices import Mesh
-from jaxsoft._functions.token_loss import weighted
+from jaxsoft._functions.token_loss import Reduction, weighted
 from jaxsoft._linear import chunks
 from jaxsoft._linear.chunks import Found, Gradients, Live, Loss, Quantity
 from jaxsoft._linear.loops import Division, over_tokens
@@ -77,8 +77,8 @@ def _copies(tokens: Tokens, layer: Layer, mesh: Mesh | None) -> tuple[Tokens, La
     return tokens._replace(x=x, temperature=temperature), devices.copied(layer, like, mesh)
 
 
-# The sums are known. Their pullback makes the logits again, chunk by chunk, and needs of what is
-# known the constants alone. Between the passes stay these and the arguments.
+# The pass over the classes has made the values of the sums. Their pullback makes the logits again,
+# chunk by chunk, and needs the constants alone: between the passes stay these and the arguments.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _sums_rule(
     tokens: Tokens, layer: Layer, found: Found, quantity: Quantity, division: Division
@@ -102,19 +102,13 @@ def _sums_bwd(quantity: Quantity, division: Division, residuals: Any, sums_bar: 
     dtypes = _dtypes(tokens, layer)
 
     def gradients(sums_bar: Any) -> tuple[Tokens, Layer]:
-        def of_chunk(
-            so_far: Gradients, tokens: Tokens, constants: Any, sums_bar: Any
-        ) -> tuple[Gradients, Any]:
-            start = _of_tokens(so_far, chunks.zeros(tokens, layer, live))
+        def of_chunk(start: Gradients, *args: Any) -> tuple[Gradients, None]:
+            tokens, constants, sums_bar = args
             bars = chunks.pulled_back(quantity, start, tokens, layer, constants, sums_bar, division)
-            return _of_layer(bars), (bars.x, bars.temperature)
+            return bars, None
 
-        start = _of_layer(chunks.zeros(tokens, layer, live))
-        bars, of_tokens = over_tokens(
-            of_chunk, start, tokens, division, constants, cotangent=sums_bar
-        )
-        x_bar, temperature_bar = of_tokens
-        bars = bars._replace(x=x_bar, temperature=temperature_bar)
+        along = live, tokens, layer, division
+        bars, _ = _over_all_tokens(of_chunk, *along, constants, cotangent=sums_bar)
         return _cotangents(bars, dtypes)
 
     return *transposable(gradients, instantiated(sums_bar)), None
@@ -123,14 +117,29 @@ def _sums_bwd(quantity: Quantity, division: Division, residuals: Any, sums_bar: 
 _sums_rule.defvjp(_sums_fwd, _sums_bwd, symbolic_zeros=True)
 
 
-def _of_layer(bars: Gradients) -> Gradients:
-    """Those by the layer alone, which all chunks of tokens add to."""
-    return bars._replace(x=(None,) * len(bars.x), temperature=None)
+# Gradients by the layer are added up over all chunks of tokens; those by a token come from one.
+def _over_all_tokens(
+    of_chunk: Callable[..., tuple[Gradients, Any]],
+    live: Live,
+    tokens: Tokens,
+    layer: Layer,
+    division: Division,
+    *others: Any,
+    cotangent: Any,
+) -> tuple[Gradients, Any]:
+    """The gradients, and what else `of_chunk` returns, which adds to the gradients it is given."""
+    none = (None,) * len(tokens.x)
 
+    def body(of_layer: Gradients, tokens: Tokens, *args: Any) -> tuple[Gradients, Any]:
+        of_tokens = chunks.zeros(tokens, layer, live)
+        start = of_layer._replace(x=of_tokens.x, temperature=of_tokens.temperature)
+        bars, other = of_chunk(start, tokens, *args)
+        return bars._replace(x=none, temperature=None), (bars.x, bars.temperature, other)
 
-def _of_tokens(of_layer: Gradients, of_tokens: Gradients) -> Gradients:
-    """Those by the layer, and those by a chunk of tokens."""
-    return of_layer._replace(x=of_tokens.x, temperature=of_tokens.temperature)
+    start = chunks.zeros(tokens, layer, live)._replace(x=none, temperature=None)
+    bars, out = over_tokens(body, start, tokens, division, *others, cotangent=cotangent)
+    x, temperature, other = out
+    return bars._replace(x=x, temperature=temperature), other
 
 
 # ------------------------------------------------------------------- the weighted sum of a loss
@@ -165,7 +174,22 @@ def weighted_sum(
     along = quantity, division, _dtypes(tokens, layer)
     total, found = _weighted_sum_in_every_mode(*copies, *along)
     alike = lambda x: devices.largest(x, mesh)
-    return devices.joined(total, mesh), jax.tree.map(alike, lax.stop_gradient(found))
+    return devices.joined(total, mesh), jax.tree.map(alike, found)
+
+
+def weighted_losses(
+    weights: Array,
+    reduction: Reduction,
+    quantity: Loss,
+    tokens: Tokens,
+    layer: Layer,
+    division: Division,
+) -> tuple[Array, Found]:
+    """weights_i loss_i, or their sum for another reduction than "none", and what was found."""
+    if reduction != "none":
+        return weighted_sum(weights, quantity, tokens, layer, division)
+    found = found_of(quantity, tokens, layer, division)
+    return weighted(weights, quantity.loss(found, tokens, layer, division.mesh)), found
 
 
 def _weighted_sum_fwd(
@@ -215,8 +239,8 @@ def _gradients(
     """The loss of each token, what was found of it, and the gradients of Σ_i weights_i loss_i."""
 
     def of_chunk(
-        so_far: Gradients, tokens: Tokens, weights: Array
-    ) -> tuple[Gradients, tuple[Array, Found, Any]]:
+        start: Gradients, tokens: Tokens, weights: Array
+    ) -> tuple[Gradients, tuple[Array, Found]]:
         found, kept = chunks.of_chunk_of_tokens(
             quantity, tokens, layer, division, keep=division.keep
         )
@@ -224,25 +248,18 @@ def _gradients(
         found = found._replace(constants=lax.stop_gradient(found.constants))
 
         def loss_of(sums: Any, temperature: Array | None, options: Any) -> Array:
-            of_tokens, of_layer = tokens._replace(temperature=temperature), layer
+            of_tokens = tokens._replace(temperature=temperature)
             of_layer = layer._replace(options=options)
             return quantity.loss(found._replace(sums=sums), of_tokens, of_layer, division.mesh)
 
         out, pullback = jax.vjp(loss_of, found.sums, tokens.temperature, layer.options)
         sums_bar, *bars = pullback(weights)
         temperature_bar, options_bar = devices.shares(bars, tokens.x[0], division.mesh)
-        start = _of_tokens(so_far, chunks.zeros(tokens, layer, live))
-        of_loss = _of_layer(start)._replace(temperature=temperature_bar, options=options_bar)
-        of_loss = of_loss._replace(w=(None,) * len(layer.w))
-        start = chunks.added(start, of_loss, 0)
-        bars = chunks.pulled_back(
-            quantity, start, tokens, layer, found.constants, sums_bar, division, kept
-        )
-        return _of_layer(bars), (out, found, (bars.x, bars.temperature))
+        none = (None,) * len(layer.w)
+        start = chunks.added(start, Gradients(none, temperature_bar, none, options_bar), 0)
+        along = tokens, layer, found.constants, sums_bar, division, kept
+        return chunks.pulled_back(quantity, start, *along), (out, found)
 
-    start = _of_layer(chunks.zeros(tokens, layer, live))
-    bars, (out, found, of_tokens) = over_tokens(
-        of_chunk, start, tokens, division, cotangent=weights
-    )
-    x_bar, temperature_bar = of_tokens
-    return out, found, bars._replace(x=x_bar, temperature=temperature_bar)
+    along = live, tokens, layer, division
+    bars, (out, found) = _over_all_tokens(of_chunk, *along, cotangent=weights)
+    return out, found, bars

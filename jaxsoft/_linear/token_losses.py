@@ -19,7 +19,7 @@ from jaxsoft._core.devices import Mesh
 from jaxsoft._functions import token_loss
 from jaxsoft._linear.chunks import Found
 from jaxsoft._linear.operands import Classes, Layer, PerModel, Tokens
-from jaxsoft._rows.logits import compute_dtype, gap, maximum, nan_unless, scaled
+from jaxsoft._rows.logits import compute_dtype, gap, gaps_of_rows, maximum, nan_unless, scaled
 
 
 class LossStatistics(NamedTuple):
@@ -59,20 +59,13 @@ class Sums(NamedTuple):
     total: Float[Array, " t"] | None
 
 
-class Constants(NamedTuple):
-    """What the sums are relative to.
-
-    Attributes:
-        top: m, the maximum of the logits; the lowest finite number for no class.
-    """
-
-    top: Float[Array, " t"]
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """The loss of each token, as a `Loss`."""
+    """The loss of each token, as a `Loss`.
+
+    Its constants are m, the maxima of the logits; the lowest finite number for no class.
+    """
 
     @property
     def relative(self) -> bool:
@@ -87,32 +80,29 @@ class Losses:
         weight = None if options.class_weights is None else none
         spread = None if options.label_smoothing is None else none
         sums = Sums(none, none, weight, spread, total=spread)
-        return Found(Constants(lowest), sums)
+        return Found(lowest, sums)
 
     def extended(self, so_far: Found, logits: PerModel, tokens: Tokens, classes: Classes) -> Found:
         """With a chunk of classes more."""
-        (u,), (before,) = logits, so_far.constants
-        constants = Constants(jnp.maximum(before, maximum(lax.stop_gradient(u), 1)))
-        new, old = self.sums(logits, constants, tokens, classes), _moved(so_far, constants, tokens)
-        return Found(constants, jax.tree.map(jnp.add, new, old))
+        (u,) = logits
+        top = jnp.maximum(so_far.constants, maximum(lax.stop_gradient(u), 1))
+        new, old = self.sums(logits, top, tokens, classes), _moved(so_far, top, tokens)
+        return Found(top, jax.tree.map(jnp.add, new, old))
 
     def of_devices(self, part: Found, tokens: Tokens, _: Layer, mesh: Mesh) -> Found:
         """Of all classes from those on each device."""
-        constants = Constants(devices.largest(part.constants.top, mesh))
-        return Found(constants, devices.total(_moved(part, constants, tokens), mesh))
+        top = devices.largest(part.constants, mesh)
+        return Found(top, devices.total(_moved(part, top, tokens), mesh))
 
     def found(self, so_far: Found) -> Found:
         """As it is."""
         return so_far
 
-    def sums(
-        self, logits: PerModel, constants: Constants, tokens: Tokens, classes: Classes
-    ) -> Sums:
+    def sums(self, logits: PerModel, constants: Array, tokens: Tokens, classes: Classes) -> Sums:
         """What a chunk of classes adds."""
-        (u,), top, places = logits, constants.top, classes.places
+        (u,), top, places = logits, constants, classes.places
         assert places is not None
-        scale = None if tokens.temperature is None else tokens.temperature[:, None]
-        z = gap(u, top[:, None], scale)
+        z = gaps_of_rows(u, top, tokens.temperature)
         others = jnp.sum(jnp.where(one_hot(places, u.shape, 1), 0, jnp.exp(z)), 1)
         n = u.shape[1]
         place, here = jnp.minimum(places, n - 1), places < n
@@ -135,10 +125,10 @@ class Losses:
     # p_y > 1/2 it is written as log(1 + A/e_y), whose derivatives 1/Z by A and -A/Z by u_y are
     # exact as automatic differentiation makes them, and so is every further one. Elsewhere l_y is
     # the sum of two terms that are not negative. (That p_y > 1/2 is told by A < e_y, not by
-    # u_y = m: XLA may compute a logit twice, with a rounding more or less.)
+    # u_y = m: a logit may be computed twice, with a rounding more or less.)
     def loss(self, found: Found, tokens: Tokens, layer: Layer, mesh: Mesh | None) -> Array:
         """The loss of each token."""
-        top, (_, label, weight, spread, total) = found.constants.top, found.sums
+        top, (_, label, weight, spread, total) = found
         options, temperature = layer.options, tokens.temperature
         assert tokens.valid is not None
         others = nan_unless(tokens.valid, found.sums.others)
@@ -154,16 +144,16 @@ class Losses:
         if spread is not None and total is not None:
             spread, n = spread + total * log_normalizer, _class_count(layer, mesh)
         if options.z_loss is not None:
-            log_partition = jnp.where(empty, 0, log_normalizer + _shift(top, temperature))
+            log_partition = jnp.where(empty, 0, log_normalizer + scaled(top, temperature))
         smoothing = options.label_smoothing, n, spread
         out = token_loss.combined(out, weight, *smoothing, options.z_loss, log_partition)
         return out if tokens.ignored is None else jnp.where(tokens.ignored, 0, out)
 
 
-def _moved(part: Found, constants: Constants, tokens: Tokens) -> Sums:
+def _moved(part: Found, top: Array, tokens: Tokens) -> Sums:
     """The sums given a maximum that is at least as large."""
     sums: Sums = part.sums
-    before, top, temperature = part.constants.top, constants.top, tokens.temperature
+    before, temperature = part.constants, tokens.temperature
     others = sums.others * jnp.exp(gap(before, top, temperature))
     spread = sums.spread
     if spread is not None and sums.total is not None:
@@ -193,14 +183,14 @@ def _class_count(layer: Layer, mesh: Mesh | None) -> Array | int:
     return devices.total(here, mesh)
 
 
-def statistics(found: Found, tokens: Tokens) -> LossStatistics:
+def loss_statistics(found: Found, tokens: Tokens) -> LossStatistics:
     """What else is known of each token."""
-    top, temperature, label = found.constants.top, tokens.temperature, found.sums.label
+    top, temperature, label = found.constants, tokens.temperature, found.sums.label
     assert tokens.valid is not None
     correct = tokens.valid & (label >= top)
     own = jnp.exp(gap(jnp.where(tokens.valid, label, -jnp.inf), top, temperature))
     log_normalizer, empty = _log_normalizer(found.sums.others, own)
-    log_partition = jnp.where(empty, -jnp.inf, log_normalizer + _shift(top, temperature))
+    log_partition = jnp.where(empty, -jnp.inf, log_normalizer + scaled(top, temperature))
     if tokens.ignored is not None:
         log_partition = jnp.where(tokens.ignored, 0, log_partition)
         correct = correct & ~tokens.ignored
@@ -211,8 +201,3 @@ def _log_normalizer(others: Array, own: Array) -> tuple[Array, Array]:
     """log(A + e_y), and whether there is no class."""
     empty = others + own == 0
     return jnp.log1p(jnp.where(empty, 0, others + (own - 1))), empty
-
-
-def _shift(top: Array, temperature: Array | None) -> Array:
-    """m / T."""
-    return top if temperature is None else scaled(top, temperature)

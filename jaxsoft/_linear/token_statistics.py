@@ -19,12 +19,12 @@ from jaxsoft._core.devices import Mesh
 from jaxsoft._linear.chunks import Found
 from jaxsoft._linear.operands import Classes, Layer, PerModel, Tokens
 from jaxsoft._rows import statistics
-from jaxsoft._rows.logits import divisor, gap, nan_unless, place_of_maximum, scaled
-from jaxsoft._rows.statistics import Row, gaps_at
+from jaxsoft._rows.logits import divisor, gap, gaps_of_rows, nan_unless, place_of_maximum, scaled
+from jaxsoft._rows.statistics import Row, gaps_at, of_no_entry
 
 # A class is dominant if Z - 1 is below the first of these: then its probability exceeds 1/2, and
-# its (u - m) / T alone the second, which it is found by. It need not be equal to 0, for XLA may
-# compute a logit twice, with a rounding more or less.
+# its (u - m) / T alone the second, which it is found by. It need not be equal to 0: a logit may be
+# computed twice, with a rounding more or less.
 _REST, _NEAR = 0.8, math.log(0.9)
 
 
@@ -99,7 +99,7 @@ class _State(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Statistics:
+class LogProbs:
     """What all statistics of a token are made of, as a `Quantity`."""
 
     @property
@@ -112,8 +112,9 @@ class Statistics:
         assert tokens.labels is not None
         dtype = layer.dtype
         none, of_labels = jnp.zeros(tokens.length, dtype), jnp.zeros(tokens.labels.shape, dtype)
-        row = Row(jnp.full_like(none, jnp.finfo(dtype).min), none - 1)
-        return _State(row, none, of_labels, jnp.zeros(tokens.length, tokens.labels.dtype))
+        return _State(
+            of_no_entry(none), none, of_labels, jnp.zeros(tokens.length, tokens.labels.dtype)
+        )
 
     def extended(
         self, so_far: _State, logits: PerModel, tokens: Tokens, classes: Classes
@@ -121,7 +122,7 @@ class Statistics:
         """With a chunk of classes more."""
         (u,), temperature = logits, tokens.temperature
         row = statistics.of_scaled(u, temperature)
-        gaps = jnp.sum(_gap_terms(_scaled_gap(u, row.top, temperature)), 1)
+        gaps = jnp.sum(_gap_terms(gaps_of_rows(u, row.top, temperature)), 1)
         argmax = (classes.start + place_of_maximum(u)).astype(so_far.argmax.dtype)
         chunk = _State(row, gaps, _at_labels(u, classes), argmax)
         return _together(so_far, chunk, temperature)
@@ -150,7 +151,7 @@ class Statistics:
     ) -> Sums:
         """What a chunk of classes adds."""
         (u,), temperature = logits, tokens.temperature
-        z = _scaled_gap(u, constants.top, temperature)
+        z = gaps_of_rows(u, constants.top, temperature)
         dominant = _is_dominant(z, constants.dominated[:, None])
         z_others = jnp.where(dominant, -jnp.inf, z)
         others, gaps = jnp.sum(jnp.exp(z_others), 1), jnp.sum(_gap_terms(z_others), 1)
@@ -160,11 +161,6 @@ class Statistics:
 
 def _is_dominant(z: Array, dominated: Array) -> Array:
     return dominated & (z > _NEAR)
-
-
-def _scaled_gap(u: Array, top: Array, temperature: Array | None) -> Array:
-    """(u - m) / T of all classes."""
-    return gap(u, top[:, None], None if temperature is None else temperature[:, None])
 
 
 def _at_labels(u: Array, classes: Classes) -> Array:
@@ -179,16 +175,18 @@ def _at_labels(u: Array, classes: Classes) -> Array:
 @jax.custom_jvp
 def _gap_terms(z: Array) -> Array:
     """-z exp(z), with the derivative of (1 - z) exp(z), which is the same."""
-    absent = z == -jnp.inf
-    z = jnp.where(absent, 0, z)
+    return _minus_z_exp(z)
+
+
+def _minus_z_exp(z: Array) -> Array:
+    z = jnp.where(z == -jnp.inf, 0, z)
     return -z * jnp.exp(z)
 
 
 @_gap_terms.defjvp
 def _gap_terms_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,), (z_dot,) = primals, tangents
-    z_or_0 = jnp.where(z == -jnp.inf, 0, z)
-    return _gap_terms(z), -z_or_0 * jnp.exp(z_or_0) * z_dot
+    return _gap_terms(z), _minus_z_exp(z) * z_dot
 
 
 def _together(a: _State, b: _State, temperature: Array | None) -> _State:
@@ -219,14 +217,13 @@ def token_statistics(found: Found, tokens: Tokens) -> TokenStatistics:
     empty = rest == -1
     log_normalizer = jnp.log1p(jnp.where(empty, 0, rest))
     labels = jnp.where(labels == -jnp.inf, -jnp.inf, labels)  # a constant
-    z = _scaled_gap(labels, top, temperature)
+    z = gaps_of_rows(labels, top, temperature)
     on_top = _is_dominant(z, dominated[:, None])
     below = jnp.where(on_top, 0, z - delta[:, None])
     assert tokens.valid is not None
     log_probs = nan_unless(tokens.valid, below - log_normalizer[:, None])
     entropy = jnp.where(empty, 0, _entropy(gaps, others, delta, dominated))
-    shift = top if temperature is None else scaled(top, temperature)
-    log_partition = jnp.where(empty, -jnp.inf, shift + (delta + log_normalizer))
+    log_partition = jnp.where(empty, -jnp.inf, scaled(top, temperature) + (delta + log_normalizer))
     return TokenStatistics(log_probs, entropy, log_partition, argmax)
 
 

@@ -183,17 +183,12 @@ def log_pullback(p: Probabilities, y: Float[Array, "..."], axis: ClassAxis) -> V
 
 def portable_log_pullback(p: Probabilities, y: Vector, *, axis: Rows) -> Vector:
     """The same as every platform can compute it."""
-    return _vector(log_pullback_of(p, y, axis), axis)
-
-
-def log_pullback_of(p: Probabilities, y: Vector, axis: Rows) -> list[Array]:
-    """Of the classes and the sink."""
     of_y = total([y.classes], axis)
     ps = _entries(p.classes, p.sink, axis)
     zs = [y.classes - ps[0] * of_y, *(-q * of_y for q in ps[1:])]
     # In a row without a class above 1/2 the sum is rounding, and may stay.
     tops = [lax.stop_gradient(jnp.round(q)) for q in ps]
-    return _without_sum(zs, tops, axis)
+    return _vector(_without_sum(zs, tops, axis), axis)
 
 
 def portable_log_pushforward(p: Probabilities, v: Vector, *, axis: Rows) -> Vector:

@@ -113,8 +113,12 @@ def prepare(
     return Logits(z, top, sink, shift, narrow)
 
 
-def scaled(top: Float[Array, "..."], temperature: Float[Array, "..."]) -> Float[Array, "..."]:
-    """m / T, kept finite; m is a constant."""
+def scaled(
+    top: Float[Array, "..."], temperature: Float[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """m / T, kept finite; m is a constant. Without a temperature m."""
+    if temperature is None:
+        return top
     return -jnp.sign(top) * _scaled(jnp.zeros_like(top), jnp.abs(top), temperature)
 
 
@@ -131,6 +135,13 @@ def gap(
 ) -> Float[Array, "..."]:
     """(z - m) / T, without a temperature z - m."""
     return z - top if temperature is None else centred(z, top, temperature)
+
+
+def gaps_of_rows(
+    u: Float[Array, "t n"], top: Float[Array, " t"], temperature: Float[Array, " t"] | None
+) -> Float[Array, "t n"]:
+    """(u - m) / T of all classes of each row."""
+    return gap(u, top[:, None], None if temperature is None else temperature[:, None])
 
 
 # z = (x - m) / T has dz = (dx - z dT) / T. Division before multiplication: where z overflows, a

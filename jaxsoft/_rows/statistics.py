@@ -16,7 +16,7 @@ from jaxsoft._core.axes import ClassAxis, Rows
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.primitives import AlongClasses
 from jaxsoft._rows.jacobian_product import Probabilities, flatness
-from jaxsoft._rows.logits import Logits, gap, maximum
+from jaxsoft._rows.logits import Logits, gap, gaps_of_rows, maximum
 
 
 class Normalizer(NamedTuple):
@@ -104,7 +104,7 @@ def from_sums(logits: Logits, below: Array, ties: Array) -> Row:
     return Row(logits.top, below + (ties - 1))
 
 
-def plain_sum(logits: Logits, *, axis: ClassAxis) -> Normalizer:
+def plain_sum(logits: Logits, *, axis: Rows) -> Normalizer:
     """m and Z by a single sum."""
     total = axis.sum(jnp.exp(logits.z - axis.expand(logits.top)))
     if logits.sink is not None:
@@ -130,12 +130,17 @@ def _moved(part: Row, top: Array, temperature: Array | None) -> tuple[Array, Arr
     return rest, highest.astype(rest.dtype)
 
 
+def of_no_entry(zeros: Float[Array, "..."]) -> Row:
+    """The statistics of rows without an entry, given zeros of their shape."""
+    return Row(zeros + jnp.finfo(zeros.dtype).min, zeros - 1)
+
+
 def of_scaled(u: Float[Array, "t n"], temperature: Float[Array, " t"] | None) -> Row:
     """The statistics of (u - m) / T, with the maximum m of u."""
     top = maximum(lax.stop_gradient(u), 1)
     if temperature is None:
         return statistics(Logits(u, top), ClassAxis(1))
-    z = gap(u, top[:, None], temperature[:, None])
+    z = gaps_of_rows(u, top, temperature)
     return Row(top, statistics(Logits(z, jnp.zeros_like(top)), ClassAxis(1)).rest)
 
 
@@ -167,7 +172,7 @@ def probabilities(
     z: Float[Array, "..."],
     sink: Float[Array, "..."] | None,
     normalizer: Normalizer,
-    axis: ClassAxis,
+    axis: Rows,
     dtype: DTypeLike,
 ) -> Probabilities:
     """exp(z - m) / Z; 0 in a row of -inf alone. exp(z - log Z) would round the offset in."""
