@@ -38,6 +38,8 @@ from jaxsoft._attention.dot_product_attention import (
 )
 from jaxsoft._core.autodiff import jvp_from_vjp as jvp_from_vjp
 from jaxsoft._functions.cross_entropy import cross_entropy as cross_entropy
+from jaxsoft._functions.entmax import entmax as entmax
+from jaxsoft._functions.entmax import sparsemax as sparsemax
 from jaxsoft._functions.entropy import entropy as entropy
 from jaxsoft._functions.kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._functions.log_softmax import log_softmax as log_softmax
@@ -64,6 +66,7 @@ __all__ = [
     "TokenStatistics",
     "cross_entropy",
     "dot_product_attention",
+    "entmax",
     "entropy",
     "jvp_from_vjp",
     "kl_divergence",
@@ -81,6 +84,7 @@ __all__ = [
     "softmax_jacobian",
     "softmax_jvp",
     "softmax_vjp",
+    "sparsemax",
 ]
 __version__ = "0.1.0"
 

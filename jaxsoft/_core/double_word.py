@@ -117,6 +117,11 @@ def _ordered_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return total, b - (total - a)
 
 
+def product_of(a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Array, Array]:
+    """A b as a double word."""
+    return _product((a, jnp.zeros_like(a)), (b, jnp.zeros_like(b)))
+
+
 def _halves(a: Array) -> tuple[Array, Array]:
     """Two parts of at most half the digits, so that a product of two such is exact."""
     info = np.finfo(a.dtype)

@@ -164,3 +164,29 @@ def of_softmax(
     sink = per_row(function, "sink", sink, x.shape, numbers)
     devices = mesh(function, axis_name, temperature=scale, sink=sink)
     return (x, where, scale, sink), {"axes": numbers, "mesh": devices}
+
+
+def alpha(
+    function: str, value: Any, shape: Shape, reduced: tuple[int, ...]
+) -> tuple[Array, float | None]:
+    """Returns α as `per_row`; and as a number, if it is one that is known."""
+    number = None
+    if _is_number(value):
+        number = float(value)
+        if not 1 <= number < math.inf:
+            raise ValueError(f"{function}: alpha must lie in [1, inf), got {value}")
+    elif value is None:
+        raise TypeError(f"{function}: alpha must be an array or a number, got NoneType")
+    array = per_row(function, "alpha", value, shape, reduced)
+    assert array is not None
+    rows = tuple(1 if a in reduced else size for a, size in enumerate(shape))
+    return jnp.broadcast_to(array, rows), number
+
+
+def of_entmax(
+    function: str, x: Any, alpha_: Any, axis: Any, where: Any, temperature_: Any
+) -> tuple[tuple[Array, Array | None, Array | None, Array], dict[str, Any]]:
+    """Returns the arguments of entmax as arrays, and its axes and a known α by name."""
+    (x, where, scale, _), along = of_softmax(function, x, axis, where, temperature_, None, None)
+    array, number = alpha(function, alpha_, x.shape, along["axes"])
+    return (x, where, scale, array), {**along, "number": number}
