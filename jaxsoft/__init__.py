@@ -40,6 +40,7 @@ from jaxsoft._core.autodiff import jvp_from_vjp as jvp_from_vjp
 from jaxsoft._functions.cross_entropy import cross_entropy as cross_entropy
 from jaxsoft._functions.entmax import entmax as entmax
 from jaxsoft._functions.entmax import sparsemax as sparsemax
+from jaxsoft._functions.entmax_loss import entmax_loss as entmax_loss
 from jaxsoft._functions.entropy import entropy as entropy
 from jaxsoft._functions.kl_divergence import kl_divergence as kl_divergence
 from jaxsoft._functions.log_softmax import log_softmax as log_softmax
@@ -56,6 +57,7 @@ from jaxsoft._linear.linear_kl_divergence import linear_kl_divergence as linear_
 from jaxsoft._linear.linear_log_probs import linear_log_probs as linear_log_probs
 from jaxsoft._linear.token_losses import LossStatistics as LossStatistics
 from jaxsoft._linear.token_statistics import TokenStatistics as TokenStatistics
+from jaxsoft._simplex.entmax_jacobian import entmax_jacobian as entmax_jacobian
 from jaxsoft._simplex.operator import SimplexJacobian as SimplexJacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_and_jacobian as softmax_and_jacobian
 from jaxsoft._simplex.softmax_jacobian import softmax_jacobian as softmax_jacobian
@@ -67,6 +69,8 @@ __all__ = [
     "cross_entropy",
     "dot_product_attention",
     "entmax",
+    "entmax_jacobian",
+    "entmax_loss",
     "entropy",
     "jvp_from_vjp",
     "kl_divergence",

@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxsoft._core import class_ids, devices, options, programs, validation
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._core.sizes import known
-from jaxsoft._functions import token_loss
+from jaxsoft._functions import examples, token_loss
+from jaxsoft._functions.examples import Silenced
 from jaxsoft._functions.label_loss import label_loss, target_loss
 from jaxsoft._functions.logsumexp import log_normalizer
 from jaxsoft._functions.token_loss import Reduction
@@ -110,48 +110,33 @@ def cross_entropy(
     Source: Prieto et al. 2025, arXiv 2501.04697, for what happens in training without it.
     """
     name = "cross_entropy"
-    logits = validation.array(name, "logits", logits)
-    swapped = validation.is_discrete(logits)
-    logits = validation.floating(name, "logits", logits)
-    shape, axes = logits.shape, validation.axes(name, axis, logits.ndim)
-    rows = tuple(size for a, size in enumerate(shape) if a not in axes)
-    n = math.prod(shape[a] for a in axes)
-    token_loss.check_reduction(name, reduction)
-    given = labels
-    labels, ignored = class_ids.labels(name, labels, shape, axes, ignore_index, swapped=swapped)
-    of_classes = "the shape of the logits; it masks classes, weights or ignore_index examples"
-    where = validation.mask(name, where, shape, of_classes)
-    class_weights = options.per_class(
-        name, "class_weights", class_weights, n, "one weight per class"
+    given = examples.arguments(
+        name, logits, labels, axis, where, temperature, weights, ignore_index, reduction
     )
-    if weights is not None:
-        weights = options.non_negative(name, "weights", weights, rows, "the shape of the loss")
+    class_weights = options.per_class(
+        name, "class_weights", class_weights, given.count, "one weight per class"
+    )
     of_rows = {  # in the order of the arguments of `_cross_entropy`
-        "temperature": options.temperature(name, temperature, shape, axes),
-        "weights": weights,
+        "temperature": given.temperature,
+        "weights": given.weights,
         "label_smoothing": options.number_or_none(name, "label_smoothing", label_smoothing, 0, 1),
         "z_loss": options.number_or_none(name, "z_loss", z_loss, 0, math.inf),
         "softcap": options.softcap(name, softcap),
     }
-    alike = {**of_rows, "labels": labels} if validation.is_discrete(labels) else of_rows
-    mesh = validation.mesh(name, axis_name, **alike)
-    class_ids.in_range(name, "labels", given, n * (mesh.size if mesh else 1), ignore_index)
-    arrays = (logits, labels, where, class_weights, *of_rows.values())
-    along = {"axes": axes, "mesh": mesh, "ignore_index": ignored, "reduction": reduction}
-    return _cross_entropy(*arrays, **along)
+    ids = validation.is_discrete(given.labels)
+    mesh = validation.mesh(name, axis_name, **of_rows, **({"labels": given.labels} if ids else {}))
+    count = given.count * (mesh.size if mesh else 1)
+    class_ids.in_range(name, "labels", labels, count, ignore_index)
+    arrays = (given.logits, given.labels, given.where, class_weights, *of_rows.values())
+    along = {"axes": given.axes, "mesh": mesh, "ignore_index": given.ignore_index}
+    return _cross_entropy(*arrays, **along, reduction=reduction)
 
 
 def _places(ndim: int, *, reduction: Reduction, **along: Any) -> programs.Places:
     return programs.rows(ndim, **along) if reduction == "none" else ()
 
 
-def _nothing(logits: Array, rows: tuple[int, ...], *, reduction: Reduction, **_: Any) -> Array:
-    dtype = compute_dtype(logits.dtype)
-    lost = jnp.full(rows, jnp.nan if known(lambda: math.prod(rows) > 0, True) else 0, dtype)
-    return token_loss.reduced(lost, jnp.ones(rows, dtype), reduction)
-
-
-@rowwise(places=_places, empty=_nothing, static=("ignore_index", "reduction"))
+@rowwise(places=_places, empty=examples.reduced_nothing, static=("ignore_index", "reduction"))
 def _cross_entropy(
     x: Array,
     labels: Array,
@@ -166,44 +151,27 @@ def _cross_entropy(
     ignore_index: int | None,
     reduction: Reduction,
 ) -> Array:
-    dtype, at = compute_dtype(x.dtype), axis.position
-    class_weights, weights, label_smoothing, z_loss, softcap = (
-        None if option is None else jnp.asarray(option, dtype)
-        for option in (class_weights, weights, label_smoothing, z_loss, softcap)
+    class_weights, label_smoothing, z_loss, softcap = (
+        None if option is None else jnp.asarray(option, compute_dtype(x.dtype))
+        for option in (class_weights, label_smoothing, z_loss, softcap)
     )
-    rows = x.shape[:at] + x.shape[at + 1 :]
-    valid, ignored, place, finite = jnp.ones(rows, bool), None, None, None
-    if validation.is_discrete(labels):
-        valid, ignored = token_loss.labelled(labels, axis.count(x), ignore_index, axis.mesh)
-        place = axis.places(jnp.where(valid, labels, 0), x)
-    elif where is not None:
-        labels = jnp.where(where, labels, 0)  # a masked class has no target
-    if weights is not None:
-        usable = x < jnp.inf if where is None else (x < jnp.inf) | ~where
-        usable = usable & jnp.isfinite(labels) if place is None else usable
-        finite = axis.sum((~usable).astype(jnp.float32)) == 0
-    factors = jnp.ones(rows, dtype) if weights is None else weights
-    factors, valid, ignored = token_loss.examples(factors, valid, ignored, finite)
 
-    def silenced(a: Array, value: int) -> Array:
-        """The array with a number for ignored rows: a cotangent of 0 does not silence a NaN."""
-        return a if ignored is None else jnp.where(axis.expand(ignored), value, a)
+    def losses(silenced: Silenced, valid: Array, label: Array) -> Array:
+        def logits() -> Logits:
+            z = silenced(x, 0)
+            if softcap is not None:
+                z = cap(z if where is None else jnp.where(where, z, 0), softcap)
+            scale = None if temperature is None else silenced(temperature, 1)
+            return prepare(z, axis, where, scale)
 
-    def logits() -> Logits:
-        z = silenced(x, 0)
-        if softcap is not None:
-            z = cap(z if where is None else jnp.where(where, z, 0), softcap)
-        return prepare(z, axis, where, None if temperature is None else silenced(temperature, 1))
+        def of_rows(logits: Logits, row: Row) -> Array:
+            row = row._replace(rest=nan_unless(valid, row.rest))
+            return _losses(logits, row, label, axis, where, class_weights, label_smoothing, z_loss)
 
-    def losses(logits: Logits, row: Row) -> Array:
-        row = row._replace(rest=nan_unless(valid, row.rest))
-        label = silenced(labels.astype(dtype), 0) if place is None else place
-        out = _losses(logits, row, label, axis, where, class_weights, label_smoothing, z_loss)
-        return out if ignored is None else jnp.where(ignored, 0, out)
+        place = label if validation.is_discrete(label) else None
+        return from_statistics(of_rows, logits, axis, label=place)[1]
 
-    _, out = from_statistics(losses, logits, axis, label=place)
-    out = out if weights is None else token_loss.weighted(factors, out)
-    return token_loss.reduced(out, factors, reduction)
+    return examples.reduced_losses(losses, x, labels, where, weights, axis, ignore_index, reduction)
 
 
 def _losses(

@@ -141,7 +141,6 @@ def of_rows(
     number: float | None,
 ) -> Array:
     """The probabilities along one axis, in float32 or wider."""
-
     logits = keep_inputs(lambda: prepare(x, axis, where, temperature))
     alpha = alpha.astype(logits.z.dtype).squeeze(axis.position)
     p, _ = thresholds.solution(logits, thresholds.order(alpha, number), axis)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsoft._core import double_word
 from jaxsoft._core.axes import ClassAxis
@@ -141,8 +141,31 @@ def solution(
 def _group(z: Array, axis: ClassAxis) -> int | None:
     """How many entries one is to represent in a row that can be divided so."""
     n = z.shape[axis.position]
-    sizes = (k for k in _GROUPS if known(lambda: n >= _LONG and n % k == 0, False))
-    return next(sizes, None)
+    divides = lambda k: known(lambda: n >= _LONG and n % k == 0, False)
+    return next(filter(divides, _GROUPS), None)
+
+
+# Σp - 1 as the difference of two small numbers: the sum of the others, and 1 - p of the label.
+def confident(
+    z: Float[Array, "..."],
+    label: Int[Array, "..."],
+    order: Order,
+    given: Threshold,
+    axis: ClassAxis,
+) -> Threshold:
+    """λ to its last digits also where it is small, for the label has nearly all of the sum."""
+    z = lax.stop_gradient(z)
+    a, at_label = lax.stop_gradient(order.excess), axis.one_hot(label, z)
+    order = order._replace(excess=a)
+    for _ in range(2):
+        p = lax.optimization_barrier(probabilities(z, order, given, axis, relative=True))
+        of_label, low = gap(axis.take(z, label), given)
+        t = jnp.minimum(a * (of_label + low), 1)
+        rest = jnp.where(t == 1, 1, -jnp.expm1(jnp.log1p(-jnp.where(t == 1, 0, t)) / a))
+        excess = axis.sum(jnp.where(at_label, 0, p)) - rest
+        step = excess / divisor(axis.sum(slopes(p, order, axis)))
+        given = given._replace(low=given.low + step)
+    return given
 
 
 # For α > 2 the slope at the edge of the support is infinite: a step that leaves the bracket, or
@@ -201,20 +224,40 @@ def _roughly(
     return p, p / divisor(u)
 
 
+def gap(
+    z: Float[Array, "..."], threshold: Threshold
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """-y of an entry of each row as a double word, exact in the logits: 0 or more."""
+    absent = z == -jnp.inf
+    of_top, of_top_low = double_word.sum_of(threshold.top, -jnp.where(absent, 0, z))
+    gap, low = double_word.sum_of(of_top, threshold.high)
+    return jnp.where(absent, jnp.inf, gap), low + (of_top_low + threshold.low)
+
+
 def gaps(
     z: Float[Array, "..."], threshold: Threshold, axis: ClassAxis
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """-y as a double word, exact in the logits: 0 or more."""
-    top, high, low = map(axis.expand, threshold)
-    of_top, of_top_low = double_word.sum_of(top, -z)
-    gap, gap_low = double_word.sum_of(of_top, high)
-    return gap, gap_low + (of_top_low + low)
+    """The same of all entries."""
+    return gap(z, Threshold(*map(axis.expand, threshold)))
 
 
 def probabilities(
-    z: Float[Array, "..."], order: Order, threshold: Threshold, axis: ClassAxis
+    z: Float[Array, "..."],
+    order: Order,
+    threshold: Threshold,
+    axis: ClassAxis,
+    *,
+    relative: bool = False,
 ) -> Float[Array, "..."]:
-    """P for a λ; 0 in a row of -inf alone."""
+    """P for a λ; 0 in a row of -inf alone.
+
+    Args:
+        z: the logits.
+        order: α.
+        threshold: λ.
+        axis: the axis of the classes.
+        relative: whether small entries are to have all their digits.
+    """
     a, top = axis.expand(order.excess), axis.expand(threshold.top)
     far = z - top < -2 / a  # infinite, perhaps; its p is 0
     gap, gap_low = gaps(jnp.where(far, top, z), threshold, axis)
@@ -227,8 +270,15 @@ def probabilities(
     if order.root is not None:
         return u**order.root
     inside = jnp.where(u == 0, 1, u)
-    logarithm = jnp.log(inside) + u_low / inside
-    return jnp.where(u == 0, 0, jnp.exp(logarithm / a))
+    if not relative:
+        return jnp.where(u == 0, 0, jnp.exp((jnp.log(inside) + u_low / inside) / a))
+    # The rounding of a logarithm, and of its quotient, is a relative error of p.
+    high, low = double_word.plus_logarithm(jnp.zeros_like(u), double_word.parts(inside))
+    high, low = double_word.sum_of(high, low + u_low / inside)
+    exponent = high / a
+    product, product_low = double_word.product_of(exponent, jnp.broadcast_to(a, u.shape))
+    p = jnp.exp(exponent)
+    return jnp.where(u == 0, 0, p + p * ((((high - product) - product_low) + low) / a))
 
 
 def roots(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array, "..."]:
