@@ -16,6 +16,8 @@ try:
         jacobian,
         linear,
         programs,
+        segments,
+        sparse,
         speed,
         targets,
         tokens,
@@ -115,6 +117,23 @@ def _tokens(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield tokens.digits()
 
 
+def _sparse(options: argparse.Namespace) -> Iterator[str | Grid]:
+    results = {}
+    for module in (sparse, segments):
+        yield module.CAPTION
+        for name in sparse.QUANTITIES:
+            cases = tracked(module.cases(quick=options.quick), name)
+            measured = [module.measure(name, c, options.seconds, options.seed) for c in cases]
+            yield module.grid(name, measured)
+            yield from dict.fromkeys(line for result in measured for line in result.left_out)
+            results[module, name] = measured
+    yield targets.of_sparse(*(results[module, sparse.VJP] for module in (sparse, segments)))
+    yield sparse.ACCURACY_CAPTION
+    yield sparse.digits()
+    yield sparse.LOSS_CAPTION
+    yield sparse.loss_digits()
+
+
 def _attention(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield attention.CAPTION
     cases = tracked(attention.cases(quick=options.quick), "attention")
@@ -147,6 +166,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "jacobian": ("The Jacobian", _jacobian),
     "linear": ("A large vocabulary", _linear),
     "tokens": ("Log-probabilities and divergence of a large vocabulary", _tokens),
+    "sparse": ("Sparse probabilities and segments", _sparse),
     "attention": ("Attention", _attention),
     "programs": ("Size of programs", _programs),
     "compile": ("Compilation of deep models", _compile),

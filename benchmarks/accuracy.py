@@ -89,7 +89,7 @@ def _plain_loss(x: Any, label: Any) -> Any:
     return -jax.nn.log_softmax(x)[label]
 
 
-def _in_torch(function: Callable[[Any, Any, Any], Any]) -> Computation:
+def in_torch(function: Callable[[Any, Any, Any], Any]) -> Computation:
     """Calls it with torch, a row and its label, and takes what it returns back to numpy."""
 
     def computed(row: Row) -> Any:
@@ -147,7 +147,7 @@ QUANTITIES = {
         _allowed(6, 0.6),
         {
             "jax.nn": jax.jit(jax.nn.softmax),
-            "torch": _in_torch(lambda torch, x, _: torch.softmax(x, -1)),
+            "torch": in_torch(lambda torch, x, _: torch.softmax(x, -1)),
             "scipy": _in_scipy("softmax"),
             "jaxsoft": jaxsoft.softmax,
         },
@@ -157,7 +157,7 @@ QUANTITIES = {
         _allowed(6, 0.6),
         {
             "jax.nn": jax.jit(jax.nn.log_softmax),
-            "torch": _in_torch(lambda torch, x, _: torch.log_softmax(x, -1)),
+            "torch": in_torch(lambda torch, x, _: torch.log_softmax(x, -1)),
             "scipy": _in_scipy("log_softmax"),
             "jaxsoft": jaxsoft.log_softmax,
         },
@@ -167,7 +167,7 @@ QUANTITIES = {
         _allowed(3, 0.6, gaps=0),
         {
             "jax.nn": jax.jit(jax.nn.logsumexp),
-            "torch": _in_torch(lambda torch, x, _: torch.logsumexp(x, -1)),
+            "torch": in_torch(lambda torch, x, _: torch.logsumexp(x, -1)),
             "scipy": _in_scipy("logsumexp"),
             "jaxsoft": jaxsoft.logsumexp,
         },
@@ -177,7 +177,7 @@ QUANTITIES = {
         _allowed(8, 2, gaps=1),  # an entry is a product of two probabilities
         {
             "jax.nn": _pulled_back(jax.nn.softmax),
-            "torch": _in_torch(_torch_vjp),
+            "torch": in_torch(_torch_vjp),
             "jaxsoft": _pulled_back(jaxsoft.softmax),
         },
     ),
@@ -187,7 +187,7 @@ QUANTITIES = {
         {
             "jax.nn": _labelled(_plain_loss),
             "optax": _labelled(_optax),
-            "torch": _in_torch(_torch_loss),
+            "torch": in_torch(_torch_loss),
             "jaxsoft": _labelled(jaxsoft.cross_entropy),
         },
     ),
@@ -197,7 +197,7 @@ QUANTITIES = {
         {
             "jax.nn": _gradient(_plain_loss),
             "optax": _gradient(_optax),
-            "torch": _in_torch(_torch_gradient),
+            "torch": in_torch(_torch_gradient),
             "jaxsoft": _gradient(jaxsoft.cross_entropy),
         },
     ),
@@ -245,12 +245,13 @@ def grid(errors: dict[Case, dict[str, float]]) -> Grid:
     ]
     lines = []
     for case, found in errors.items():
-        values = [_text(found[peer], case.dtype) if peer in found else "–" for peer in peers]
+        values = [in_eps(found[peer], case.dtype) if peer in found else "–" for peer in peers]
         lines.append((f"{case.quantity}, {case.dtype}, {case.row}", *values))
     return Grid(("error in eps", *peers), tuple(lines))
 
 
-def _text(error: float, dtype: str) -> str:
+def in_eps(error: float, dtype: str) -> str:
+    """An error that is counted in eps."""
     return "all" if error > 0.99 / EPS[dtype] else f"{error:.2f}" if error < 100 else f"{error:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""Who computes a quantity of a linear layer x w, and what it takes: time and memory, in turns."""
+"""Who computes a quantity, as of a linear layer x w, and what it takes in time and memory."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from jaxsoft._demo.speed import scratch_bytes
 from jaxsoft._demo.timing import Timing, timings
 
 Shape = tuple[int, int, int]  # tokens, d, n
+Sizes = tuple[int, ...]
 Arguments = tuple[Array, ...]  # x, w, and what else belongs to a quantity
 
 SIXTEEN_BIT = 1  # so many of the sizes, the smaller ones, in bfloat16 as well
@@ -23,15 +24,20 @@ _ROUNDS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The sizes and the dtype of x and w."""
+    """The sizes, as of x and w, and the dtype."""
 
-    shape: Shape
+    shape: Sizes
     dtype: str
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"{self.dtype}, {'×'.join(map(str, self.shape))}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A computation of a loss and its gradients, and the temporary memory that it needs."""
+    """A computation, as of a loss and its gradients, and the temporary memory that it needs."""
 
     call: Callable[..., Any]
     temporary: int | None = None
@@ -39,7 +45,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Who computes the loss. What is optional is left out where it is not installed, or fails."""
+    """Who computes it. What is optional is left out where it is not installed, or fails."""
 
     name: str
     program: Callable[[Arguments], Program]
@@ -77,6 +83,10 @@ class Result:
     measured: Mapping[Candidate, Measured]
     left_out: tuple[str, ...]
 
+    def of(self, name: str) -> Measured:
+        """What the candidate of this name takes."""
+        return next(found for candidate, found in self.measured.items() if candidate.name == name)
+
 
 def cases(shapes: Sequence[Shape]) -> list[Case]:
     """All that is measured, in the order of the table."""
@@ -105,10 +115,14 @@ def logits(x: Array, w: Array) -> Array:
 
 def under_jax(loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[[Arguments], Program]:
     """The program of a loss and its gradients by x and w."""
+    return jitted(jax.value_and_grad(loss, (0, 1), has_aux=has_aux))
+
+
+def jitted(computation: Callable[..., Any]) -> Callable[[Arguments], Program]:
+    """The program of what is computed of the arguments."""
 
     def program(args: Arguments) -> Program:
-        gradient = jax.value_and_grad(loss, (0, 1), has_aux=has_aux)
-        compiled = jax.jit(gradient).lower(*args).compile()
+        compiled = jax.jit(computation).lower(*args).compile()
         return Program(compiled, scratch_bytes(compiled))
 
     return program
@@ -168,19 +182,20 @@ def _share(size: int | None, peer: int | None) -> float | None:
 # ------------------------------------------------------------------------------------- table
 
 
-def columns(quantity: str, peer: str) -> tuple[str, ...]:
+def columns(quantity: str, peer: str, sizes: str = "tokens×d×n") -> tuple[str, ...]:
     """The headings over `cells`, given the shortest name of the peer."""
     of_time, of_memory = f"time / {peer}", f"temporary / {peer}"
-    return f"{quantity}, tokens×d×n", "time, ms", of_time, "temporary, MiB", of_memory
+    return f"{quantity}, {sizes}", "time, ms", of_time, "temporary, MiB", of_memory
 
 
 def cells(result: Result, candidate: Candidate) -> tuple[str, ...]:
     """The row of a candidate: its name, time and temporary memory."""
-    case, found = result.case, result.measured[candidate]
+    found = result.measured[candidate]
     is_peer = candidate is next(iter(result.measured))
+    milliseconds = found.timing.seconds * 1e3
     return (
-        f"{case.dtype}, {'×'.join(map(str, case.shape))}: {candidate.name}",
-        f"{found.timing.seconds * 1e3:.0f}",
+        f"{result.case.title}: {candidate.name}",
+        f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}",
         "1" if is_peer else speed.ratio(found.timing),
         memory.mebibytes(found.temporary),
         "–" if found.share is None else f"{found.share:.3f}",

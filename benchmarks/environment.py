@@ -19,6 +19,8 @@ PEERS = {
     "torch": "torch",
     "tokamax": "tokamax",
     "tunix": "google-tunix",
+    "jaxopt": "jaxopt",
+    "entmax": "entmax",
 }
 
 

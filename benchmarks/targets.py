@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks import tokens
+from benchmarks import segments, sparse, tokens
 from benchmarks.candidates import Result
 from benchmarks.speed import FROM_P, Cell, Measured, geometric_mean
 from benchmarks.tables import Grid
@@ -13,6 +13,9 @@ from jaxsoft._demo.timing import Timing
 LIMIT = 1.05  # of the time of the peer, in any cell
 # Of functions of x and w, of the time and the temporary memory of their peer, in any case.
 TOKENS_TIME, TOKENS_TEMPORARY = 1.1, 0.1
+# Of a function and its VJP, of the time of the peer: of rows of so many classes, and in any case.
+SPARSE_TIME, SPARSE_CLASSES = 4, 1000
+SEGMENTS_TIME = 1.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +121,23 @@ def of_tokens(results: Mapping[str, Sequence[Result]]) -> Grid:
                 rows.append((f"{candidate.name}: temporary memory", *largest))
     columns = "of that of the peer, in the worst case", "wanted", "measured", ""
     return Grid(columns, tuple(rows))
+
+
+def of_sparse(rows: Sequence[Result], of_segments: Sequence[Result]) -> Grid:
+    """The time of sparse probabilities and of segments with their VJP, at their worst."""
+    wide = [
+        result
+        for result in rows
+        if result.case.dtype == "float32" and result.case.shape[-1] == SPARSE_CLASSES
+    ]
+    where = f", float32, n = {SPARSE_CLASSES}"
+    lines = []
+    for name, chosen, place, wanted in (
+        *((name, wide, where, SPARSE_TIME) for name in sparse.OWN),
+        (segments.OWN, of_segments, "", SEGMENTS_TIME),
+    ):
+        if chosen:
+            slowest = max(result.of(name).timing.ratio for result in chosen)
+            lines.append((f"{name}{place}", *_verdict(slowest, wanted)))
+    columns = f"{sparse.VJP}: time / peer, in the worst case", "wanted", "measured", ""
+    return Grid(columns, tuple(lines))

@@ -62,6 +62,7 @@ def arrays(rows: int, n: int) -> dict[str, np.ndarray]:
         "temperature": rng.uniform(0.5, 2, size=(rows, 1)),
         "sink": rng.normal(size=(rows, 1)),
         "softcap": np.array(3.0),
+        "alpha": np.linspace(1.4, 1.7, rows)[:, None],
     }
 
 
@@ -126,6 +127,61 @@ def plain_cross_entropy(
     return loss if ignore_index is None else jnp.where(labels == ignore_index, 0, loss)
 
 
+def plain_threshold(x, alpha, temperature=1.0, where=None):
+    """λ by bisection, and by three steps of Newton's method that carry the derivatives."""
+    z = x / temperature
+    z = z if where is None else jnp.where(where, z, -jnp.inf)
+    a = jnp.broadcast_to(alpha - 1, (*z.shape[:-1], 1)).astype(z.dtype)
+
+    def terms(level):
+        y = a * (z - level)
+        inside = y > -1
+        u = jnp.where(inside, 1 + y, 1)
+        p = jnp.where(inside, u ** (1 / a), 0)
+        return p, p / u
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        below = terms(middle)[0].sum(-1, keepdims=True) > 1
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+    level, _ = jax.lax.stop_gradient(
+        jax.lax.fori_loop(0, 60, halve, (top, top + jnp.log(z.shape[-1])))
+    )
+    for _ in range(3):
+        p, s = terms(level)
+        level += (p.sum(-1, keepdims=True) - 1) / s.sum(-1, keepdims=True)
+    return terms(level)[0], level[..., 0]
+
+
+def plain_entmax(x, alpha=1.5, temperature=1.0, where=None):
+    return plain_threshold(x, alpha, temperature, where)[0]
+
+
+def plain_sparsemax(x):
+    support = (plain_entmax(x, 2.0) > 0).astype(x.dtype)
+    level = ((support * x).sum(-1, keepdims=True) - 1) / support.sum(-1, keepdims=True)
+    return support * (x - level)
+
+
+def plain_entmax_loss(x, labels, alpha=1.5, temperature=1.0, where=None, ignore_index=None):
+    """Of class ids; or of target probabilities, all more than 0."""
+    p, level = plain_threshold(x, alpha, temperature, where)
+    of_row = jnp.broadcast_to(alpha, (*x.shape[:-1], 1))
+    power = lambda q: jnp.where(q > 0, jnp.where(q > 0, q, 1) ** of_row, 0).sum(-1)
+    if labels.ndim < x.ndim:
+        target = jax.nn.one_hot(labels, x.shape[-1], dtype=x.dtype)
+    else:
+        target = labels if where is None else jnp.where(where, labels, 0)
+    gaps = (target * (level[..., None] - x / temperature)).sum(-1)
+    alpha, total = of_row[..., 0], target.sum(-1)
+    out = gaps - (1 - power(p)) / alpha - (total - power(target)) / (alpha * (alpha - 1))
+    out -= (total - 1) / alpha  # as the divergences of all classes add up
+    return out if ignore_index is None else jnp.where(labels == ignore_index, 0, out)
+
+
 def plain_product(p, v):
     return p * (v - (p * v).sum(-1, keepdims=True))
 
@@ -152,6 +208,11 @@ def weighted(logsumexp):
 
 def of_targets(cross_entropy):
     return lambda x, targets, **options: cross_entropy(x, labels=targets, **options)
+
+
+def of_small(entmax):
+    """Logits near each other: most classes are in the support, and none is near its edge."""
+    return lambda x, **options: entmax(x / 4, **options)
 
 
 def product_of_cotangent(p, g):
@@ -187,6 +248,19 @@ OF_LOGITS = {
     "cross_entropy, targets": case(
         *map(of_targets, CROSS_ENTROPY), "x targets", label_smoothing=0.1
     ),
+}
+
+SPARSEMAX = tuple(map(of_small, (jaxsoft.sparsemax, plain_sparsemax)))
+ENTMAX = tuple(map(of_small, (jaxsoft.entmax, plain_entmax)))
+ENTMAX_LOSS = tuple(map(of_small, (jaxsoft.entmax_loss, plain_entmax_loss)))
+
+OF_LOGITS |= {
+    "sparsemax": case(*SPARSEMAX, "x"),
+    "entmax": case(*ENTMAX, "x"),
+    "entmax, options": case(*ENTMAX, "x alpha temperature where"),
+    "entmax_loss": case(*ENTMAX_LOSS, "x labels"),
+    "entmax_loss, options": case(*ENTMAX_LOSS, "x labels alpha temperature where", ignore_index=-7),
+    "entmax_loss, targets": case(*map(of_targets, ENTMAX_LOSS), "x targets", alpha=1.3),
 }
 
 OF_PROBABILITIES = {

@@ -114,7 +114,7 @@ def cross_entropy(
         name, logits, labels, axis, where, temperature, weights, ignore_index, reduction
     )
     class_weights = options.per_class(
-        name, "class_weights", class_weights, given.count, "one weight per class"
+        name, "class_weights", class_weights, given.classes, "one weight per class"
     )
     of_rows = {  # in the order of the arguments of `_cross_entropy`
         "temperature": given.temperature,
@@ -125,7 +125,7 @@ def cross_entropy(
     }
     ids = validation.is_discrete(given.labels)
     mesh = validation.mesh(name, axis_name, **of_rows, **({"labels": given.labels} if ids else {}))
-    count = given.count * (mesh.size if mesh else 1)
+    count = given.classes * (mesh.size if mesh else 1)
     class_ids.in_range(name, "labels", labels, count, ignore_index)
     arrays = (given.logits, given.labels, given.where, class_weights, *of_rows.values())
     along = {"axes": given.axes, "mesh": mesh, "ignore_index": given.ignore_index}

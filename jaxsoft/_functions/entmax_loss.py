@@ -46,9 +46,9 @@ def entmax_loss(
     Args:
         logits: shape [..., n, ...]. Integers and booleans become the default float.
         labels: class ids, an integer array of the shape of `logits` without the axis; or target
-            probabilities y, a floating array broadcastable to `logits`, whose rows sum to 1. For
-            these the loss is 0 where entmax(z) = y (for alpha = 1 it is the divergence of p from
-            y, cross-entropy less the entropy of y). Differentiable in the latter.
+            probabilities y, a floating array broadcastable to `logits`, whose rows should sum to 1.
+            For these the loss is 0 where entmax(z) = y (for alpha = 1 it is the divergence of p
+            from y, cross-entropy less the entropy of y). Differentiable in the latter.
         alpha: α ≥ 1, a number or one value per row; as in `entmax`. Differentiable.
         axis: the axis of the classes; with several axes, ids count through them in order.
         where: boolean mask of classes, broadcastable to `logits`; as in `cross_entropy`.
@@ -85,7 +85,7 @@ def entmax_loss(
     given = examples.arguments(
         name, logits, labels, axis, where, temperature, weights, ignore_index, reduction
     )
-    class_ids.in_range(name, "labels", labels, given.count, ignore_index)
+    class_ids.in_range(name, "labels", labels, given.classes, ignore_index)
     array, number = options.alpha(name, alpha, given.shape, given.axes)
     arrays = given.logits, given.labels, given.where, given.temperature, given.weights, array
     along = {"axes": given.axes, "mesh": None, "ignore_index": given.ignore_index}
@@ -163,7 +163,7 @@ def _label_loss_pullback(
     exact, rest, _ = _of_label(z, label, order, threshold, axis)
     p = entmax.probabilities(z, alpha, exact, axis, number)
     target = axis.one_hot(label, z)
-    slope = valued(p - target, jnp.where(target, 0 - axis.expand(rest), exact))
+    slope = valued(p - target.astype(p.dtype), jnp.where(target, 0 - axis.expand(rest), exact))
     slope = jnp.where(z == -jnp.inf, 0, slope)
     alpha_bar = -cotangent * _entropy_slope(p, order, axis)
     return axis.expand(cotangent) * slope, alpha_bar, None, None
@@ -182,8 +182,8 @@ def _of_label(
     return p, jnp.where(axis.take(p, label) == 0, 1, rest), gap + low
 
 
-# loss = Σ_i b(y_i, p_i), every term a divergence of two numbers, with z̄ = p - y and, for Ω'(y) less
-# z up to a constant, ȳ = g - (1 - y^a) / a.
+# loss = Σ_i b(y_i, p_i), every term a divergence of two numbers. With q = s / Σs and Y = Σ y, which
+# need not be 1, z̄ = p - y + (Y - 1) q; and ȳ = g - (1 - y^a) / a.
 def _target_loss(
     z: Array, alpha: Array, y: Array, threshold: Threshold, axis: ClassAxis, number: float | None
 ) -> Array:
@@ -205,15 +205,15 @@ def _target_loss_pullback(
     order = thresholds.order(alpha, number)
     exact = thresholds.probabilities(z, order, threshold, axis, relative=True)
     p = entmax.probabilities(z, alpha, exact, axis, number)
-    absent = z == -jnp.inf
-    of_row = axis.expand(cotangent)
-    z_bar = jnp.where(absent, 0, of_row * (p - y))
+    absent, of_row, excess = z == -jnp.inf, axis.expand(cotangent), axis.sum(y) - 1
+    share = _shares(p, order, axis)
+    z_bar = jnp.where(absent, 0, of_row * (p - y + axis.expand(excess) * share))
     gap = _gaps(jnp.where(absent, 0, z), alpha, exact, threshold, axis, number)
-    y_bar = of_row * (
-        jnp.where(absent, jnp.where(y == 0, 0, jnp.inf), gap) - _depth(y, order, axis)
-    )
-    alpha_bar = cotangent * (_entropy_slope(y, order, axis) - _entropy_slope(p, order, axis))
-    return z_bar, alpha_bar, y_bar, None
+    gap = jnp.where(absent, jnp.where(y == 0, 0, jnp.inf), gap)
+    slope = _entropy_slope(y, order, axis) - _entropy_slope(p, order, axis)
+    by_alpha = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
+    slope += excess * (by_alpha + (1 + order.excess) ** -2)
+    return z_bar, cotangent * slope, of_row * (gap - _depth(y, order, axis)), None
 
 
 target_loss = analytic(_target_loss, _target_loss_pullback, static=(4, 5))
@@ -228,7 +228,8 @@ def _gaps_of_classes(
     axis: ClassAxis,
     number: float | None,
 ) -> Array:
-    return sum(thresholds.gaps(z, threshold, axis))
+    gap, low = thresholds.gaps(z, threshold, axis)
+    return gap + low
 
 
 def _gaps_pullback(
@@ -242,13 +243,18 @@ def _gaps_pullback(
 ) -> Any:
     order = thresholds.order(alpha, number)
     p = entmax.probabilities(z, alpha, p, axis, number)
-    s = thresholds.slopes(p, order, axis)
-    share = s * axis.expand(axis.sum(cotangent) / divisor(axis.sum(s)))
-    alpha_bar = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
-    return share - cotangent, alpha_bar, None, None
+    total, share = axis.sum(cotangent), _shares(p, order, axis)
+    by_alpha = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
+    return axis.expand(total) * share - cotangent, total * by_alpha, None, None
 
 
 _gaps = analytic(_gaps_of_classes, _gaps_pullback, static=(4, 5))
+
+
+def _shares(p: Array, order: Order, axis: ClassAxis) -> Array:
+    """q = s / Σs."""
+    s = thresholds.slopes(p, order, axis)
+    return s / axis.expand(divisor(axis.sum(s)))
 
 
 # b(y, p) = ∫_p^y (y - t) t^(a-1) dt. With p^a = 1 - a g on the support, and off it the part of the

@@ -44,7 +44,7 @@ class Arguments(NamedTuple):
         return self.logits.shape
 
     @property
-    def count(self) -> int:
+    def classes(self) -> int:
         """How many classes there are."""
         return math.prod(self.shape[a] for a in self.axes)
 

@@ -9,7 +9,7 @@ alone, and at most (1 - n^-a) / a, where all n entries are equal. Entries with a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -24,10 +24,10 @@ from jaxsoft._rows.logits import Logits, divisor, nan_unless
 _GROUPS = range(16, 7, -1)  # so many entries of a long row are represented by the largest of them
 _LONG = 256  # entries: a row with as many or more is long
 
-# Steps after which λ has converged, for numbers of so many bytes: from 0, and from the λ of groups,
-# for α ≤ 2; and for any α.
+# Steps after which λ has converged, for numbers of so many bytes: for α ≤ 2 from 0, and from where
+# Σp is 16 or less, as it is for the λ of groups; and for any α.
 _FROM_ZERO = {4: 12, 8: 14}
-_FROM_GROUPS = {4: 7, 8: 8}
+_FROM_FEW = {4: 7, 8: 8}
 _ANY = {4: 30, 8: 60}
 
 
@@ -123,9 +123,10 @@ def solution(
         at = axis.position
         groups = z.reshape(*z.shape[:at], group, -1, *z.shape[at + 1 :])
         few = climbed(jnp.max(groups, at), zeros, _FROM_ZERO[size])
-        high = climbed(z, few, _FROM_GROUPS[size])
+        high = climbed(z, few, _FROM_FEW[size])
     else:
-        high = climbed(z, zeros, _FROM_ZERO[size])
+        few = known(lambda: axis.count(z) <= max(_GROUPS), False)
+        high = climbed(z, zeros, (_FROM_FEW if few else _FROM_ZERO)[size])
     if order.root is None:
         p = probabilities(z, order, Threshold(top, high, low), axis)
     else:
@@ -157,15 +158,17 @@ def confident(
     z = lax.stop_gradient(z)
     a, at_label = lax.stop_gradient(order.excess), axis.one_hot(label, z)
     order = order._replace(excess=a)
-    for _ in range(2):
-        p = lax.optimization_barrier(probabilities(z, order, given, axis, relative=True))
-        of_label, low = gap(axis.take(z, label), given)
-        t = jnp.minimum(a * (of_label + low), 1)
+
+    def step(_: Any, low: Array) -> Array:
+        threshold = given._replace(low=low)
+        p = probabilities(z, order, threshold, axis, relative=True)
+        of_label, of_label_low = gap(axis.take(z, label), threshold)
+        t = jnp.minimum(a * (of_label + of_label_low), 1)
         rest = jnp.where(t == 1, 1, -jnp.expm1(jnp.log1p(-jnp.where(t == 1, 0, t)) / a))
         excess = axis.sum(jnp.where(at_label, 0, p)) - rest
-        step = excess / divisor(axis.sum(slopes(p, order, axis)))
-        given = given._replace(low=given.low + step)
-    return given
+        return low + excess / divisor(axis.sum(slopes(p, order, axis)))
+
+    return given._replace(low=lax.fori_loop(0, 2, step, given.low))
 
 
 # For α > 2 the slope at the edge of the support is infinite: a step that leaves the bracket, or
@@ -179,7 +182,7 @@ def _bracketed(
 ) -> Array:
     """Where Σp is 1, between two bounds, given Σp - 1 at a place and the step from there."""
 
-    def step(_: int, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
         current, low, high, last, best, least = state
         excess, move = evaluate(current)
         low, high = jnp.where(excess >= 0, current, low), jnp.where(excess <= 0, current, high)
@@ -291,9 +294,7 @@ def roots(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array,
 
 def slopes(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array, "..."]:
     """s = p^(2-α) on the support, else 0."""
-    if order.root == 1:
-        return jnp.sign(p)
-    return jnp.sqrt(p) if order.root == 2 else p / roots(p, order, axis)
+    return jnp.sign(p) if order.root == 1 else p / roots(p, order, axis)
 
 
 # C(s, 0) is Σs times the Jacobian of softmax at the fractions s / Σs.

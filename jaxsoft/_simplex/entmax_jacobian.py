@@ -71,17 +71,21 @@ def _places(ndim: int, *, axes: tuple[int, ...], **_: Any) -> Places:
 @programs.program(static=("axes", "mesh", "number"), places=_places)
 def _weights(
     x: Array,
-    *given: Array | None,
+    where: Array | None,
+    temperature: Array | None,
+    alpha: Array,
+    *,
     axes: tuple[int, ...],
     mesh: Mesh | None,
     number: float | None,
 ) -> Array:
-    """s / T. Given are the mask, the temperature and α."""
-    row, where, scale, alpha = (classes_last(arg, axes) for arg in (x, *given))
-    dtype, axis = compute_dtype(row.dtype), ClassAxis(row.ndim - 1, mesh)
+    """s / T."""
+    row, alpha, dtype = classes_last(x, axes), classes_last(alpha, axes), compute_dtype(x.dtype)
+    mask, scale = classes_last(where, axes), classes_last(temperature, axes)
     if not x.size:
         return row.astype(dtype)
-    p = entmax.of_rows(row, where, scale, alpha, axis, number)
+    axis = ClassAxis(row.ndim - 1, mesh)
+    p = entmax.of_rows(row, mask, scale, alpha, axis, number)
     order = thresholds.order(alpha.astype(dtype).squeeze(-1), number)
     s = thresholds.slopes(p, order, axis)
     return s if scale is None else quotient(s, scale.astype(dtype))

@@ -22,6 +22,8 @@ from benchmarks import (
     linear,
     memory,
     programs,
+    segments,
+    sparse,
     speed,
     targets,
     tokens,
@@ -29,7 +31,9 @@ from benchmarks import (
 from jaxsoft._demo.timing import Timing
 
 CASE = candidates.Case((60, 8, 90), "float32")
-ABSENT = ("torch", "tokamax", "tunix")
+ROWS = candidates.Case((3, 1000), "float32")
+SEGMENTS = segments.Case((40, 2), "float32", is_sorted=True)
+ABSENT = ("torch", "tokamax", "tunix", "jaxopt", "entmax")
 
 
 def required(chosen):
@@ -87,6 +91,11 @@ def test_results(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tokens, "QUICK_SHAPES", (CASE.shape,))
     monkeypatch.setattr(tokens, "GAPS", (17,))
     monkeypatch.setattr(memory, "in_own_process", lambda module, args: 3 * 2**20)
+    monkeypatch.setattr(sparse, "QUICK_SHAPES", ((3, 1000),))
+    monkeypatch.setattr(sparse, "DTYPES", ("float32",))
+    monkeypatch.setattr(sparse, "LEADS", (0.9375,))
+    monkeypatch.setattr(sparse, "OFFSETS", (1e6,))
+    monkeypatch.setattr(segments, "QUICK_SHAPES", ((40, 2),))
     monkeypatch.setattr(attention, "QUICK_LENGTHS", (3,))
     monkeypatch.setattr(attention, "GAPS", (17,))
     monkeypatch.setattr(attention, "QUANTITIES", {attention.GRADIENT: attention._loss_and_gradient})
@@ -175,6 +184,30 @@ def test_results(monkeypatch, capsys, tmp_path):
     assert all(float(own) < 1e-6 for own, _ in digits.values())
     assert digits["log p of the dominant class, gap 17"][1] == "all"
     assert digits["gradient of KL by the student, gap 17"][1] == "all"
+
+    for name in sparse.QUANTITIES:
+        *headings, _ = candidates.columns(name, "softmax", "rows×n")
+        of_rows = table(written, " | ".join((*headings, "time / jax.nn")))
+        names = [f"float32, 3×1000: {c.name}" for c in required(sparse.chosen(name, ROWS))]
+        assert [title for title in of_rows if not title.endswith("optax")] == names
+        rows = list(of_rows.values())
+        assert [row[1] == "1" for row in rows] == [True] + [False] * (len(rows) - 1)
+        assert rows[1][-1] == "1.00"
+        headings = candidates.columns(f"{name} of segments", "formula", "entries")
+        assert [row[1] == "1" for row in table(written, " | ".join(headings)).values()] == [
+            True,
+            False,
+            False,
+        ] * 2
+    assert "jaxopt: left out, not installed (pip install jaxopt)" in written
+    assert "| jaxsoft.entmax, float32, n = 1000 | ≤ 4 | " in written
+    assert "| jaxsoft.segment_softmax | ≤ 1.1 | " in written
+    digits = table(written, "error of sparsemax in eps | jaxsoft | optax")
+    assert len(digits) == 6
+    assert all(float(own) <= 1 for own, _ in digits.values())
+    ((own, peer),) = table(written, "relative error of the loss | jaxsoft | optax").values()
+    assert float(own) < 1e-6
+    assert peer == "all"
 
 
 @pytest.mark.slow
@@ -312,6 +345,26 @@ def test_targets_of_tokens(monkeypatch):
     assert ratios == ["0.41", "0.50", "1.00"]
 
 
+def test_targets_of_sparse():
+    def result(case, **ratios):
+        measured = {
+            candidates.Candidate(f"jaxsoft.{name}", None): candidates.Measured(timed(r), 1, 1.0)
+            for name, r in ratios.items()
+        }
+        return candidates.Result(case, measured, ())
+
+    others = candidates.Case((3, 10), "float32"), candidates.Case((3, 1000), "bfloat16")
+    rows = [result(case, sparsemax=9.0, entmax=9.0) for case in others]
+    rows.append(result(ROWS, sparsemax=5.0, entmax=2.0))
+    of_segments = [result(SEGMENTS, segment_softmax=ratio) for ratio in (1.0, 1.1)]
+    assert targets.of_sparse(rows, of_segments).rows == (
+        ("jaxsoft.sparsemax, float32, n = 1000", "≤ 4", "5.00", "missed by 25 %"),
+        ("jaxsoft.entmax, float32, n = 1000", "≤ 4", "2.00", "met"),
+        ("jaxsoft.segment_softmax", "≤ 1.1", "1.10", "met"),
+    )
+    assert len(targets.of_sparse(rows[:2], of_segments).rows) == 1
+
+
 def test_bandwidth():
     cell = speed.Cell("loss + gradient", (1000, 500), -1, "bfloat16")
     assert speed.bandwidth(cell, timed(1e-3)) == pytest.approx(2 * 1000 * 500 * 2 / 1e-3 / 1e9)
@@ -352,6 +405,34 @@ def test_candidates_compute_the_same_of_tokens(name):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, same[0]
             )
+
+
+@pytest.mark.parametrize("name", sparse.QUANTITIES)
+def test_candidates_compute_the_same_of_rows_and_segments(name):
+    x, g, _ = sparse.timing.arguments(ROWS.shape, ROWS.dtype, 0)
+    of_rows = {c.name: c.program((x, g)).call(x, g) for c in required(sparse.chosen(name, ROWS))}
+    args = segments.arguments(SEGMENTS, 0)
+    assert np.all(np.diff(args[-1]) >= 0)
+    of_segments = [c.program(args).call(*args) for c in segments.chosen(name, SEGMENTS)]
+    for computed, expected in (
+        (of_rows[sparse.PEER], of_rows[sparse.FLOOR]),
+        *((computed, of_segments[0]) for computed in of_segments[1:]),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), computed, expected)
+    p = of_rows[sparse.OWN[0]]
+    p = p[0] if name == sparse.VJP else p
+    np.testing.assert_allclose(p, sparse._optax(x), 1e-4, 1e-6)
+
+
+def test_sparsemax_against_rational_numbers():
+    assert sparse.probabilities(np.float32([1, 0.5, -1])) == [0.75, 0.25, 0]
+    assert sparse._loss(np.float32([1, 0.5, -1])) == 0.0625
+    entry, total = sparse.errors(np.full(1000, 0.7, np.float32))["jaxsoft"]
+    assert entry < 0.01
+    assert total < 1
+    for offset in (0.0, 1e6):
+        found = sparse.loss_errors(1.0, offset)
+        assert found["jaxsoft"] == 0  # the loss is exactly 0
 
 
 @pytest.mark.slow
