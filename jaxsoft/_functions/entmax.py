@@ -13,7 +13,7 @@ from jaxsoft._core import options, programs, validation
 from jaxsoft._core.autodiff import jvp_from_vjp
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions import powers
-from jaxsoft._rows import thresholds
+from jaxsoft._rows import threshold_search, thresholds
 from jaxsoft._rows.logits import keep_inputs, prepare
 from jaxsoft._rows.rowwise import as_given, rowwise
 from jaxsoft._rows.thresholds import Order
@@ -143,7 +143,7 @@ def of_rows(
     """The probabilities along one axis, in float32 or wider."""
     logits = keep_inputs(lambda: prepare(x, axis, where, temperature))
     alpha = alpha.astype(logits.z.dtype).squeeze(axis.position)
-    p, _ = thresholds.solution(logits, thresholds.order(alpha, number), axis)
+    p, _ = threshold_search.solution(logits, thresholds.order(alpha, number), axis)
     return probabilities(logits.z, alpha, p, axis, number)
 
 

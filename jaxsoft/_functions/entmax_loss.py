@@ -14,7 +14,7 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions import entmax, examples, powers
 from jaxsoft._functions.examples import Silenced
 from jaxsoft._functions.token_loss import Reduction
-from jaxsoft._rows import thresholds
+from jaxsoft._rows import threshold_search, thresholds
 from jaxsoft._rows.logits import divisor, keep_inputs, nan_unless, prepare
 from jaxsoft._rows.rowwise import rowwise
 from jaxsoft._rows.thresholds import Order, Threshold
@@ -119,10 +119,10 @@ def _entmax_loss(
         of_row = silenced(alpha, 1).astype(logits.z.dtype).squeeze(axis.position)
         of_row = nan_unless(valid, of_row)
         order = thresholds.order(of_row, number)
-        _, threshold = thresholds.solution(logits, order, axis)
+        _, threshold = threshold_search.solution(logits, order, axis)
         if not validation.is_discrete(label):
             return target_loss(logits.z, of_row, label, threshold, axis, number)
-        threshold = thresholds.confident(logits.z, label, order, threshold, axis)
+        threshold = threshold_search.confident(logits.z, label, order, threshold, axis)
         return label_loss(logits.z, of_row, label, threshold, axis, number)
 
     return examples.reduced_losses(losses, x, labels, where, weights, axis, ignore_index, reduction)
