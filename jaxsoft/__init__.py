@@ -5,6 +5,10 @@ Functions of logits:
     entropy, kl_divergence            in nats, from the logits
     cross_entropy                     class ids or target probabilities
 
+Sparse relatives of softmax, whose small probabilities are exactly 0:
+    sparsemax, entmax                 alpha = 2; any alpha from softmax (1) on, which may be learned
+    entmax_loss                       what cross-entropy is for softmax, with a margin
+
 Of segments of the first axis, for graphs and ragged batches:
     segment_softmax, segment_log_softmax, segment_logsumexp
 
@@ -19,6 +23,7 @@ Attention:
 The Jacobian of softmax:
     softmax_jvp, softmax_vjp, softmax_derivative   products and entries, from probabilities
     softmax_jacobian, softmax_and_jacobian         an operator of n numbers, from logits
+    entmax_jacobian                                that of entmax, on its support
     SimplexJacobian                                norms, spectrum, inverse, factors, samples
 
 Rules of differentiation:

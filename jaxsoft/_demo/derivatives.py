@@ -124,6 +124,21 @@ def _plain_kl_divergence(x: Array, y: Array) -> Array:
     return _plain_cross_entropy(y, p) - _plain_cross_entropy(x, p)
 
 
+# Of classes that all have a share, the threshold is the root of an equation of degree 1 or 2.
+def _plain_sparsemax(x: Array) -> Array:
+    return x - (jnp.sum(x) - 1) / x.size
+
+
+def _plain_entmax(x: Array) -> Array:
+    centred = (x - jnp.mean(x)) / 2
+    return (centred + jnp.sqrt((1 - jnp.sum(centred**2)) / x.size)) ** 2
+
+
+def _plain_entmax_loss(x: Array, label: int) -> Array:
+    p = _plain_entmax(x)
+    return p @ x - x[label] - (jnp.sum(p**1.5) - 1) / 0.75
+
+
 def cases(seed: int) -> tuple[Case, ...]:
     """The public functions at a row of logits of which one leads, and plain references.
 
@@ -133,6 +148,7 @@ def cases(seed: int) -> tuple[Case, ...]:
     keys = jax.random.split(jax.random.key(seed), 4)
     x, y = jax.random.uniform(keys[0], (2, n), jnp.float32, 0.5, 2.0)
     x = x.at[label].add(_LEAD)
+    near = x / (8 * _LEAD)  # so near to each other that all classes are in the support
     v = jax.random.uniform(keys[1], (n,), jnp.float32, -1.0, 1.0)
     q = _plain_softmax(jax.random.normal(keys[2], (n,), jnp.float32))
     classes = jnp.arange(n)
@@ -189,6 +205,20 @@ def cases(seed: int) -> tuple[Case, ...]:
             lambda xy: jaxsoft.kl_divergence(xy[0], xy[1]),
             lambda xy: _plain_kl_divergence(xy[0], xy[1]),
             jnp.stack([x, y]),
+        ),
+        Case("sparsemax", jaxsoft.sparsemax, _plain_sparsemax, near),
+        Case("entmax", jaxsoft.entmax, _plain_entmax, near),
+        Case(
+            "entmax_jacobian",
+            lambda xv: jaxsoft.entmax_jacobian(xv[0]).mv(xv[1]),
+            lambda xv: jax.jvp(_plain_entmax, (xv[0],), (xv[1],))[1],
+            jnp.stack([near, v]),
+        ),
+        Case(
+            "entmax_loss",
+            lambda x: jaxsoft.entmax_loss(x, label),
+            lambda x: _plain_entmax_loss(x, label),
+            near,
         ),
         Case("segment_softmax", *of_segments(jaxsoft.segment_softmax, _plain_softmax), argument=x),
         Case(

@@ -83,7 +83,8 @@ def entmax(
         x: logits, shape [..., n, ...]. Integers and booleans become the default float.
         alpha: α ≥ 1, a number or one value per row (broadcastable to `x` with the reduced axes of
             size 1). 1.25, 1.5 and 2, given as numbers, need neither exponentials nor logarithms,
-            and a number up to 2 needs less than half the steps of an array.
+            and a number up to 2 takes about a third of the time of an array. 1 is softmax to the
+            rounding, which `softmax` computes faster.
         axis: the axis of the classes, a tuple of axes, or None for all of them.
         where: boolean mask, broadcast with `x`; as in `softmax`.
         temperature: T > 0, a number or one value per row; as in `softmax`.
@@ -108,10 +109,11 @@ def entmax(
         >>> for alpha in (1.0, 1.5, 2.0):
         ...     print(*(f"{p:.4f}" for p in jaxsoft.entmax(x, alpha)))
         0.5741 0.3482 0.0777
-        0.6443 0.3054 0.0000
+        0.6740 0.3260 0.0000
         0.7500 0.2500 0.0000
         >>> slope = jax.jacfwd(lambda alpha: jaxsoft.entmax(x, alpha))(1.5)
         >>> print(*(f"{d:.4f}" for d in slope))
+        0.1239 -0.1239 0.0000
 
     Source: Peters, Niculae & Martins 2019, "Sparse sequence-to-sequence models"; Correia, Niculae &
     Martins 2019 for the derivative by alpha.

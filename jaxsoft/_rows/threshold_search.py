@@ -46,7 +46,7 @@ def solution(
         p = thresholds.probabilities(z, order, threshold, axis)
     else:
         p, _ = _roughly(z, top, threshold.high, order, axis)
-    p, eps = lax.optimization_barrier(p), float(jnp.finfo(z.dtype).eps)
+    eps = float(jnp.finfo(z.dtype).eps)
     # The last steps move p itself. In a long row the first of them may take entries out of the
     # support, by which it then is not the last.
     for _ in range(1 if known(lambda: 4 * eps * axis.count(z) ** 2 < 1, False) else 2):

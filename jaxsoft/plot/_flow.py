@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Polygon
 
-from jaxsoft._functions.products import softmax_jvp
+from jaxsoft._core import options
+from jaxsoft._functions import powers
+from jaxsoft._simplex.operator import SimplexJacobian
 from jaxsoft.plot import _shared
 
 
@@ -19,26 +21,31 @@ def simplex_flow(
     loss: Callable[[Float[Array, "3"]], Float[Array, ""]],
     class_names: Sequence[str] | None = None,
     *,
+    alpha: float = 1.0,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws how three probabilities move while their logits follow the gradient of a loss.
 
-        ż = -∂loss/∂z          ṗ = J ż
+        ż = -∂loss/∂z          ṗ = J ż,    J = diag(s) - s sᵀ / Σs,  s_i = p_i^(2 - α)
 
     Three probabilities that sum to 1 are a point in a triangle: certainty in the corners, equal
     probabilities in the centre. The colour is the speed |ṗ|.
 
     Args:
         loss: a differentiable function of three logits to a scalar, such as
-            `lambda z: jaxsoft.cross_entropy(z, 0)`. It is called with the logits log p.
+            `lambda z: jaxsoft.cross_entropy(z, 0)`. It is called with logits whose entmax is p:
+            log p for alpha = 1, else (p^(α-1) - 1) / (α - 1).
         class_names: three names, for the upper, the left and the right corner.
+        alpha: α ≥ 1 of the map from logits to probabilities: 1 is softmax, 2 sparsemax, others are
+            `entmax`.
         ax: where to draw. Default: a new figure.
 
     Returns:
         The Axes, with the triangle in the unit square.
 
     Raises:
-        ValueError: there are not three names, or the gradient of the loss is not finite.
+        ValueError: there are not three names, alpha is less than 1, or the gradient of the loss is
+            not finite.
 
     Example:
         >>> import jaxsoft
@@ -51,6 +58,7 @@ def simplex_flow(
         ['setosa', 'versicolor', 'virginica']
     """
     names = _shared.names_of("simplex_flow", class_names, 3)
+    excess = float(np.asarray(options.number("simplex_flow", "alpha", alpha, 1, np.inf))) - 1
     height = np.sqrt(0.75)
     corners = np.array([[0.5, height], [0.0, 0.0], [1.0, 0.0]])
     x, y = np.meshgrid(np.linspace(0, 1, 241), np.linspace(0, height, 209))
@@ -58,7 +66,14 @@ def simplex_flow(
     right = x - upper / 2
     points = np.stack([upper, 1 - upper - right, right], -1)
     inside = (points > 1e-3).all(-1)
-    velocity = jax.jit(lambda p: softmax_jvp(p, -jax.vmap(jax.grad(loss))(jnp.log(p))))
+
+    @jax.jit
+    def velocity(p: Array) -> Array:
+        depth = -jnp.log(p)
+        z = -depth * powers.mean(excess * depth)
+        jacobian = SimplexJacobian(p ** (1 - excess), jnp.zeros(p.shape[:-1], p.dtype))
+        return jacobian.mv(-jax.vmap(jax.grad(loss))(z))
+
     moved = np.full(points.shape, np.nan)
     moved[inside] = velocity(jnp.asarray(points[inside], float))
     if not np.isfinite(moved[inside]).all():

@@ -18,6 +18,7 @@ ONE_ARRAY = [
     jaxsoft.log_softmax,
     jaxsoft.logsumexp,
     jaxsoft.entropy,
+    jaxsoft.sparsemax,
 ]
 
 
@@ -83,6 +84,40 @@ def test_temperature(fun):
         "((4, 3) with the reduced axes (1,) of size 1), got (4,)"
     )
     fails(ValueError, message, fun, X, temperature=jnp.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("fun", "arguments"),
+    [
+        (jaxsoft.entmax, (X,)),
+        (jaxsoft.entmax_jacobian, (X,)),
+        (jaxsoft.entmax_loss, (X, ROWS)),
+    ],
+)
+def test_alpha(fun, arguments):
+    name = fun.__name__
+    for number in (0.9, np.float32(0.5), np.inf, np.nan):
+        fails(
+            ValueError, f"{name}: alpha must lie in [1, inf), got {number}", fun, *arguments, number
+        )
+    missing = f"{name}: alpha must be an array or a number, got "
+    fails(TypeError, missing + "NoneType", fun, *arguments, None)
+    fails(TypeError, missing + "str 'sparse'", fun, *arguments, "sparse")
+    message = (
+        f"{name}: alpha must broadcast to (4, 1) "
+        "((4, 3) with the reduced axes (1,) of size 1), got (4,)"
+    )
+    fails(ValueError, message, fun, *arguments, jnp.ones(4))
+
+
+def test_labels_of_entmax_loss():
+    fun = jaxsoft.entmax_loss
+    message = "entmax_loss: labels must have shape (4,) (logits (4, 3) without axis 1), got (4, 1)"
+    fails(ValueError, message, fun, X, ROWS[:, None])
+    fails(ValueError, "entmax_loss: labels must lie in [0, 3), got 3", fun, X[0], 3)
+    unknown = "entmax_loss: reduction must be one of mean, sum, none, got 'all'"
+    fails(ValueError, unknown, fun, X, ROWS, reduction="all")
+    fails(ValueError, "entmax_loss: weights must be 0 or more, got -1", fun, X, ROWS, weights=-1)
 
 
 def test_sink():

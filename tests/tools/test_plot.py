@@ -202,6 +202,27 @@ def test_flow_names_the_corners(ax):
     assert ax.get_aspect() == 1
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_the_flow_is_that_of_entmax(ax, alpha, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        ax, "contourf", lambda *args, **_: drawn.append(args) or mpl.cm.ScalarMappable()
+    )
+    monkeypatch.setattr(plot._shared, "colour_bar", lambda ax, *_: ax.figure.colorbar)
+    direction = jnp.array([1.0, -0.5, 0.2])
+    with contextlib.suppress(AttributeError):  # of a bar that is none
+        plot.simplex_flow(lambda z: z @ direction, alpha=alpha, ax=ax)
+    x, y, speed, *_ = drawn[0]
+    for place in ((60, 80), (20, 200), (150, 120)):
+        upper = y[place] / np.sqrt(0.75)
+        right = x[place] - upper / 2
+        p = jnp.array([upper, 1 - upper - right, right])
+        z = jnp.log(p) if alpha == 1 else (p ** (alpha - 1) - 1) / (alpha - 1)
+        np.testing.assert_allclose(jaxsoft.entmax(z, alpha), p, rtol=1e-12)
+        moved = jaxsoft.entmax_jacobian(z, alpha).mv(direction)
+        np.testing.assert_allclose(speed[place], jnp.linalg.norm(moved), rtol=1e-5)
+
+
 def test_flow_without_motion(ax):
     plot.simplex_flow(lambda z: 0 * jnp.sum(z), ax=ax)
     assert written(ax) == ["0", "1", "2"]
@@ -349,6 +370,8 @@ def test_wrong_values(function, args, message):
 def test_wrong_options_and_types():
     with pytest.raises(ValueError, match="jacobian_heatmap: limit must be positive, got 0"):
         plot.jacobian_heatmap(np.eye(2), limit=0.0)
+    with pytest.raises(ValueError, match=r"simplex_flow: alpha must lie in \[1, inf\), got 0\.5"):
+        plot.simplex_flow(jnp.sum, alpha=0.5)
     with pytest.raises(ValueError, match="reliability: bins must be positive, got 0"):
         plot.reliability(np.eye(2), np.arange(2), bins=0)
     with pytest.raises(TypeError, match="reliability: labels must be integers, got dtype float64"):
