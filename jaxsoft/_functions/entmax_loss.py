@@ -270,9 +270,9 @@ def _divergence(y: Array, p: Array, difference: Array, gap: Array, a: Array) -> 
     near = (ratio <= 0.5) & (ratio >= -1)
     r = jnp.where(near, ratio, 0)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES[y.dtype.itemsize])
-    integral = jnp.zeros_like(y * a)
+    integral = jnp.full_like(y * a, 0.5)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        integral += float(weight * node) * jnp.exp((a - 1) * jnp.log1p(-r * float(node)))
+        integral += float(weight * node) * jnp.expm1((a - 1) * jnp.log1p(-r * float(node)))
     logarithm = -jnp.log(present)
     of_target = present * logarithm * powers.mean(a * logarithm) / alpha
     of_p = jnp.where(p == 0, 0, p * jnp.exp(a * jnp.log(jnp.where(p == 0, 1, p)))) / alpha
