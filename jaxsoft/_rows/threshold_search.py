@@ -191,6 +191,7 @@ def confident(
         t = jnp.minimum(a * (of_label + of_label_low), 1)
         rest = jnp.where(t == 1, 1, -jnp.expm1(jnp.log1p(-jnp.where(t == 1, 0, t)) / a))
         excess = axis.sum(jnp.where(at_label, 0, p)) - rest
-        return low + excess / divisor(axis.sum(thresholds.slopes(p, order, axis)))
+        step = excess / divisor(axis.sum(thresholds.slopes(p, order, axis)))
+        return low + jnp.where(rest < 0.125, step, 0)  # elsewhere λ has all its digits
 
     return given._replace(low=lax.fori_loop(0, 2, step, given.low))
