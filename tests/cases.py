@@ -254,7 +254,7 @@ SPARSEMAX = tuple(map(of_small, (jaxsoft.sparsemax, plain_sparsemax)))
 ENTMAX = tuple(map(of_small, (jaxsoft.entmax, plain_entmax)))
 ENTMAX_LOSS = tuple(map(of_small, (jaxsoft.entmax_loss, plain_entmax_loss)))
 
-OF_LOGITS |= {
+SPARSE = {
     "sparsemax": case(*SPARSEMAX, "x"),
     "entmax": case(*ENTMAX, "x"),
     "entmax, options": case(*ENTMAX, "x alpha temperature where"),
@@ -262,6 +262,8 @@ OF_LOGITS |= {
     "entmax_loss, options": case(*ENTMAX_LOSS, "x labels alpha temperature where", ignore_index=-7),
     "entmax_loss, targets": case(*map(of_targets, ENTMAX_LOSS), "x targets", alpha=1.3),
 }
+
+OF_LOGITS |= SPARSE
 
 OF_PROBABILITIES = {
     "softmax_jvp": case(jaxsoft.softmax_jvp, plain_product, "p v"),

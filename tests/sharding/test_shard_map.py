@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxsoft
-from tests.cases import OF_LOGITS, arrays, case
+from tests.cases import OF_LOGITS, SPARSE, arrays, case
 from tests.devices import collectives, mesh_of
 
 N, ROWS, D = 16, 3, 4
@@ -75,7 +75,8 @@ def product(x, v, temperature, sink, **axis_name):
     return jaxsoft.softmax_jacobian(x, temperature=temperature, sink=sink, **axis_name).mv(v)
 
 
-FUNCTIONS = OF_LOGITS | {
+# Those of the sparse family want all classes on one device.
+FUNCTIONS = {name: case for name, case in OF_LOGITS.items() if name not in SPARSE} | {
     "mean": linear("mean"),
     "sum": linear("sum", token_chunk=2, vocab_chunk=1),
     "none": linear("none", token_chunk=2),
