@@ -76,4 +76,5 @@ def prepared(
     beside = [(1, 1)] + [(0, 0)] * (temperature.ndim - 1)
     temperature = jnp.pad(positive(temperature, dtype), beside, constant_values=1)
     z = gap(x, segments.expand(top), segments.expand(temperature))
-    return Logits(z, jnp.zeros_like(top)), segments, scaled(top, temperature)
+    shift = jnp.where(top == jnp.inf, top, scaled(top, temperature))
+    return Logits(z, jnp.zeros_like(top)), segments, shift

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxsoft
 from jaxsoft.testing import MODES, assert_derivatives, error_in_eps
-from tests.exact import Exact
+from tests.exact import EPS, Exact
 
 INF, NAN = np.inf, np.nan
 RNG = np.random.default_rng(0)
@@ -227,3 +229,57 @@ def test_the_number_of_segments_must_be_known_under_jit():
         jax.jit(jaxsoft.segment_logsumexp)(X, IDS)
     with pytest.raises(ValueError, match=r"temperature must broadcast to \(6, 2\)"):
         jaxsoft.segment_softmax(X, IDS, COUNT, temperature=np.ones(23))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "is_sorted"))
+def computed(x, ids, temperature, cotangent, *, count, is_sorted):
+    """The three functions, and the derivative of the first along a cotangent."""
+    options = {"indices_are_sorted": is_sorted, "temperature": temperature}
+    values = [fun(x, ids, count, **options) for fun in FUNCTIONS.values()]
+    softmax = lambda x: jaxsoft.segment_softmax(x, ids, count, **options)
+    return *values, jax.vjp(softmax, x)[1](cotangent)[0]
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(None, 0, 0, None))
+def computed_of_rows(x, members, temperature, cotangent):
+    """The same of rows of all entries, those of other segments being -inf."""
+    row = jnp.where(members, x, -INF)
+    p, pullback = jax.vjp(lambda row: jaxsoft.softmax(row, temperature=temperature), row)
+    return p, jaxsoft.log_softmax(row, temperature=temperature), pullback(cotangent)[0]
+
+
+@settings(max_examples=400)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["float32", "float64", "bfloat16"]),
+    st.sampled_from([(1, 1), (9, 3), (40, 5)]),
+    st.booleans(),
+    st.lists(st.sampled_from([INF, -INF, NAN, 1e37, -1e37, 0.0]), max_size=4),
+)
+def test_any_segments(seed, dtype, sizes, is_sorted, extremes):
+    rng, (n, count) = np.random.default_rng(seed), sizes
+    x = rng.choice([0.1, 2.0, 30.0]) * rng.normal(size=n) + rng.choice([0.0, 100.0])
+    x[rng.integers(n, size=len(extremes))] = extremes
+    ids = rng.integers(-1, count + 1, size=n)
+    ids = np.sort(ids) if is_sorted else ids
+    x, cotangent = (jnp.asarray(a, dtype) for a in (x, rng.normal(size=n)))
+    temperature = jnp.asarray(rng.uniform(0.5, 2, size=count), dtype)
+    members = ids == np.arange(count)[:, None]
+    given = x, ids, temperature, cotangent
+    found = [np.asarray(a, float) for a in computed(*given, count=count, is_sorted=is_sorted)]
+    rows = computed_of_rows(x, members, temperature, cotangent)
+    p, log_p, back = (np.asarray(a, float) for a in rows)
+    quotients = (
+        np.where(members, np.asarray(x, float), -INF) / np.asarray(temperature, float)[:, None]
+    )
+    wanted = [
+        np.where(members, p, 0).sum(0),
+        np.where(members.any(0), np.where(members, log_p, 0).sum(0), -INF),
+        jaxsoft.logsumexp(quotients, -1),
+        np.where(members, back, 0).sum(0),
+    ]
+    eps = 8 * max(EPS[dtype], EPS["float32"] if dtype == "bfloat16" else 0)
+    units = 1, 1, 1, float(jnp.abs(cotangent).max())
+    for a, b, unit in zip(found, wanted, units, strict=True):
+        np.testing.assert_allclose(a, b, rtol=8 * eps, atol=eps * unit)
