@@ -144,9 +144,9 @@ def of_rows(
 ) -> Array:
     """The probabilities along one axis, in float32 or wider."""
     logits = keep_inputs(lambda: prepare(x, axis, where, temperature))
-    alpha = alpha.astype(logits.z.dtype).squeeze(axis.position)
-    p, _ = threshold_search.solution(logits, thresholds.order(alpha, number), axis)
-    return probabilities(logits.z, alpha, p, axis, number)
+    order = thresholds.order(alpha.astype(logits.z.dtype).squeeze(axis.position), number)
+    p, _ = threshold_search.solution(logits, order, axis)
+    return probabilities(logits.z, order, p, axis)
 
 
 # ẏ = ż - λ̇ moves p by s ẏ with s = p^(2-α), and λ̇ = ⟨s, ż⟩ / Σs keeps Σp at 1: the derivative by z
@@ -154,10 +154,8 @@ def of_rows(
 # that is held fixed:
 #
 #     E = -(log p)² χ(w),    χ(w) = (1 - (1 + w) exp(-w)) / w²,    w = -a log p.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _probabilities(
-    z: Array, alpha: Array, p: Array, axis: ClassAxis, number: float | None
-) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _probabilities(z: Array, order: Order, p: Array, axis: ClassAxis) -> Array:
     return p
 
 
@@ -165,19 +163,17 @@ probabilities = jvp_from_vjp(_probabilities)
 
 
 def _probabilities_fwd(
-    z: Array, alpha: Array, p: Array, axis: ClassAxis, number: float | None
-) -> tuple[Array, tuple[Array, Array]]:
-    p = probabilities(z, alpha, p, axis, number)
-    return p, (p, alpha)
+    z: Array, order: Order, p: Array, axis: ClassAxis
+) -> tuple[Array, tuple[Array, Order]]:
+    p = probabilities(z, order, p, axis)
+    return p, (p, order)
 
 
-def _probabilities_bwd(
-    axis: ClassAxis, number: float | None, residuals: tuple[Array, Array], cotangent: Array
-) -> Any:
-    p, alpha = residuals
-    order = thresholds.order(alpha, number)
+def _probabilities_bwd(axis: ClassAxis, residuals: tuple[Array, Order], cotangent: Array) -> Any:
+    p, order = residuals
     z_bar = thresholds.product(thresholds.slopes(p, order, axis), cotangent, axis)
-    return z_bar, axis.sum(z_bar * slope_by_alpha(p, order, axis)), None
+    by_alpha = axis.sum(z_bar * slope_by_alpha(p, order, axis))
+    return z_bar, Order(by_alpha, order.number), None
 
 
 _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)

@@ -117,13 +117,12 @@ def _entmax_loss(
         scale = None if temperature is None else silenced(temperature, 1)
         logits = keep_inputs(lambda: prepare(silenced(x, 0), axis, where, scale))
         of_row = silenced(alpha, 1).astype(logits.z.dtype).squeeze(axis.position)
-        of_row = nan_unless(valid, of_row)
-        order = thresholds.order(of_row, number)
+        order = thresholds.order(nan_unless(valid, of_row), number)
         _, threshold = threshold_search.solution(logits, order, axis)
         if not validation.is_discrete(label):
-            return target_loss(logits.z, of_row, label, threshold, axis, number)
+            return target_loss(logits.z, order, label, threshold, axis)
         threshold = threshold_search.confident(logits.z, label, order, threshold, axis)
-        return label_loss(logits.z, of_row, label, threshold, axis, number)
+        return label_loss(logits.z, order, label, threshold, axis)
 
     return examples.reduced_losses(losses, x, labels, where, weights, axis, ignore_index, reduction)
 
@@ -136,40 +135,36 @@ def _entmax_loss(
 # is small. It is the divergence of p_y from 1 in `_divergence`.
 def _label_loss(
     z: Array,
-    alpha: Array,
+    order: Order,
     label: Array,
     threshold: Threshold,
     axis: ClassAxis,
-    number: float | None,
 ) -> Array:
-    order = thresholds.order(alpha, number)
     p, rest, gap = _of_label(z, label, order, threshold, axis)
     others = jnp.where(axis.one_hot(label, z), 0, p)
-    of_others = axis.sum(others * thresholds.roots(others, order, axis)) / alpha
+    of_others = axis.sum(others * thresholds.roots(others, order, axis)) / (1 + order.excess)
     own = _divergence(jnp.ones_like(rest), axis.take(p, label), rest, gap, order.excess)
     return of_others + own
 
 
 def _label_loss_pullback(
     z: Array,
-    alpha: Array,
+    order: Order,
     label: Array,
     threshold: Threshold,
     axis: ClassAxis,
-    number: float | None,
     cotangent: Array,
 ) -> Any:
-    order = thresholds.order(alpha, number)
     exact, rest, _ = _of_label(z, label, order, threshold, axis)
-    p = entmax.probabilities(z, alpha, exact, axis, number)
+    p = entmax.probabilities(z, order, exact, axis)
     target = axis.one_hot(label, z)
     slope = valued(p - target.astype(p.dtype), jnp.where(target, 0 - axis.expand(rest), exact))
     slope = jnp.where(z == -jnp.inf, 0, slope)
-    alpha_bar = -cotangent * _entropy_slope(p, order, axis)
-    return axis.expand(cotangent) * slope, alpha_bar, None, None
+    by_alpha = Order(-cotangent * _entropy_slope(p, order, axis), order.number)
+    return axis.expand(cotangent) * slope, by_alpha, None, None
 
 
-label_loss = analytic(_label_loss, _label_loss_pullback, static=(4, 5))
+label_loss = analytic(_label_loss, _label_loss_pullback, static=(4,))
 
 
 def _of_label(
@@ -184,10 +179,7 @@ def _of_label(
 
 # loss = Σ_i b(y_i, p_i), every term a divergence of two numbers. With q = s / Σs and Y = Σ y, which
 # need not be 1, z̄ = p - y + (Y - 1) q; and ȳ = g - (1 - y^a) / a.
-def _target_loss(
-    z: Array, alpha: Array, y: Array, threshold: Threshold, axis: ClassAxis, number: float | None
-) -> Array:
-    order = thresholds.order(alpha, number)
+def _target_loss(z: Array, order: Order, y: Array, threshold: Threshold, axis: ClassAxis) -> Array:
     p = thresholds.probabilities(z, order, threshold, axis, relative=True)
     gap, low = thresholds.gaps(z, threshold, axis)
     return axis.sum(_divergence(y, p, y - p, gap + low, axis.expand(order.excess)))
@@ -195,38 +187,36 @@ def _target_loss(
 
 def _target_loss_pullback(
     z: Array,
-    alpha: Array,
+    order: Order,
     y: Array,
     threshold: Threshold,
     axis: ClassAxis,
-    number: float | None,
     cotangent: Array,
 ) -> Any:
-    order = thresholds.order(alpha, number)
     exact = thresholds.probabilities(z, order, threshold, axis, relative=True)
-    p = entmax.probabilities(z, alpha, exact, axis, number)
+    p = entmax.probabilities(z, order, exact, axis)
     absent, of_row, excess = z == -jnp.inf, axis.expand(cotangent), axis.sum(y) - 1
     share = _shares(p, order, axis)
     z_bar = jnp.where(absent, 0, of_row * (p - y + axis.expand(excess) * share))
-    gap = _gaps(jnp.where(absent, 0, z), alpha, exact, threshold, axis, number)
+    gap = _gaps(jnp.where(absent, 0, z), order, exact, threshold, axis)
     gap = jnp.where(absent, jnp.where(y == 0, 0, jnp.inf), gap)
     slope = _entropy_slope(y, order, axis) - _entropy_slope(p, order, axis)
-    by_alpha = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
-    slope += excess * (by_alpha + (1 + order.excess) ** -2)
-    return z_bar, cotangent * slope, of_row * (gap - _depth(y, order, axis)), None
+    of_level = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
+    slope += excess * (of_level + (1 + order.excess) ** -2)
+    by_alpha = Order(cotangent * slope, order.number)
+    return z_bar, by_alpha, of_row * (gap - _depth(y, order, axis)), None
 
 
-target_loss = analytic(_target_loss, _target_loss_pullback, static=(4, 5))
+target_loss = analytic(_target_loss, _target_loss_pullback, static=(4,))
 
 
 # g = λ + m - z, and λ̇ = ⟨q, ż⟩ + ⟨q, E⟩ α̇ with q = s / Σs.
 def _gaps_of_classes(
     z: Array,
-    alpha: Array,
+    order: Order,
     p: Array,
     threshold: Threshold,
     axis: ClassAxis,
-    number: float | None,
 ) -> Array:
     gap, low = thresholds.gaps(z, threshold, axis)
     return gap + low
@@ -234,21 +224,20 @@ def _gaps_of_classes(
 
 def _gaps_pullback(
     z: Array,
-    alpha: Array,
+    order: Order,
     p: Array,
     threshold: Threshold,
     axis: ClassAxis,
-    number: float | None,
     cotangent: Array,
 ) -> Any:
-    order = thresholds.order(alpha, number)
-    p = entmax.probabilities(z, alpha, p, axis, number)
+    p = entmax.probabilities(z, order, p, axis)
     total, share = axis.sum(cotangent), _shares(p, order, axis)
-    by_alpha = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
-    return axis.expand(total) * share - cotangent, total * by_alpha, None, None
+    of_level = axis.sum(share * entmax.slope_by_alpha(p, order, axis))
+    by_alpha = Order(total * of_level, order.number)
+    return axis.expand(total) * share - cotangent, by_alpha, None, None
 
 
-_gaps = analytic(_gaps_of_classes, _gaps_pullback, static=(4, 5))
+_gaps = analytic(_gaps_of_classes, _gaps_pullback, static=(4,))
 
 
 def _shares(p: Array, order: Order, axis: ClassAxis) -> Array:

@@ -35,8 +35,7 @@ def solution(
     logits: Logits, order: Order, axis: ClassAxis
 ) -> tuple[Float[Array, "..."], Threshold]:
     """P and λ of each row: constants."""
-    z, top = lax.stop_gradient((logits.z, logits.top))
-    order = order._replace(excess=lax.stop_gradient(order.excess))
+    z, top, order = lax.stop_gradient((logits.z, logits.top, order))
     zeros = jnp.zeros_like(top) * order.excess
     if order.is_convex:
         threshold = Threshold(top, _climbed(z, top, zeros, order, axis), zeros)
@@ -180,9 +179,8 @@ def confident(
     axis: ClassAxis,
 ) -> Threshold:
     """λ to its last digits also where it is small, for the label has nearly all of the sum."""
-    z = lax.stop_gradient(z)
-    a, at_label = lax.stop_gradient(order.excess), axis.one_hot(label, z)
-    order = order._replace(excess=a)
+    z, order = lax.stop_gradient((z, order))
+    a, at_label = order.excess, axis.one_hot(label, z)
 
     def step(_: Any, low: Array) -> Array:
         threshold = given._replace(low=low)

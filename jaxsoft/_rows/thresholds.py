@@ -8,8 +8,11 @@ which is exp(y) for a → 0: there λ is log Z, and entmax is softmax. λ is 0 w
 alone, and at most (1 - n^-a) / a, where all n entries are equal. Entries with a y ≤ -1 are 0.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -20,7 +23,9 @@ from jaxsoft._rows.jacobian_product import Probabilities, Vector, flatness, jaco
 from jaxsoft._rows.logits import divisor, nan_unless
 
 
-class Order(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["excess"], meta_fields=["number"])
+@dataclasses.dataclass(frozen=True)
+class Order:
     """α of rows.
 
     Attributes:
@@ -28,7 +33,7 @@ class Order(NamedTuple):
         number: α, if it is a number that all rows have, known before the program runs.
     """
 
-    excess: Float[Array, "..."]
+    excess: Any  # Float[Array, "..."], or what JAX puts into a tree in its place
     number: float | None
 
     @property
