@@ -99,9 +99,10 @@ def entmax(
 
     Numerics:
         Each entry is within an eps of 1, and so is the sum of a row; edge cases as in `softmax`.
-        For alpha > 3 entries that enter the support together, within the rounding of the logits,
-        have the error of that: the slope is infinite there. Where a class enters the support the
-        function has no second derivative for alpha ≥ 1.5, and no first one from 2 on.
+        From alpha > 3 on entries that enter the support together, within the rounding of the
+        logits, have the error of that, which a slope without bound enlarges; the sum is 1 still.
+        Where a class enters the support the function has no second derivative for alpha ≥ 1.5, and
+        no first one from 2 on.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxsoft

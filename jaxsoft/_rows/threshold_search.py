@@ -45,15 +45,19 @@ def solution(
         p = thresholds.probabilities(z, order, threshold, axis)
     else:
         p, _ = _roughly(z, top, threshold.high, order, axis)
-    eps = float(jnp.finfo(z.dtype).eps)
-    # The last steps move p itself. In a long row the first of them may take entries out of the
-    # support, by which it then is not the last.
-    for _ in range(1 if known(lambda: 4 * eps * axis.count(z) ** 2 < 1, False) else 2):
+    # The last step moves p itself. It takes entries that are about an eps out of the support, of
+    # which a long row may have so many that one more step is needed.
+    most = int(0.5 * float(jnp.finfo(z.dtype).eps) ** -0.5)
+    for _ in range(1 if known(lambda: axis.count(z) < most, False) else 2):
         s = thresholds.slopes(p, order, axis)
         _, step = _step(_excess(p, axis), axis.sum(s), order)
         p = jnp.maximum(p - s * axis.expand(step), 0)
         threshold = threshold._replace(low=threshold.low + step)
-    return p, threshold
+    if order.is_convex:
+        return p, threshold
+    # Where the slope is so large that λ has too few digits, the sum is still 1.
+    total = 1 + _excess(p, axis)
+    return p / axis.expand(divisor(total)), threshold
 
 
 # The λ of some entries alone lies below that of all: here of the largest of each group.

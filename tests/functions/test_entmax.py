@@ -162,6 +162,18 @@ def test_the_jacobian_is_that_of_jacfwd(alpha):
     np.testing.assert_array_equal(rows.weights, jaxsoft.entmax_jacobian(X, alpha).weights)
 
 
+def test_the_jacobian_of_rows_without_a_number():
+    x = jnp.array(
+        [[-jnp.inf, -jnp.inf], [jnp.nan, 0.0], [jnp.inf, 0.0], [0.0, -jnp.inf], [0.0, 0.0]]
+    )
+    for alpha in (1.5, 2.0):
+        weights = jaxsoft.entmax_jacobian(x, alpha).weights
+        top = 0.5 ** (2 - alpha)
+        wanted = [[0, 0], [np.nan] * 2, [np.nan] * 2, [1, 0], [top, top]]
+        np.testing.assert_allclose(weights, wanted, atol=1e-15)
+    assert jaxsoft.entmax_jacobian(x[:, :0]).shape == (5, 0, 0)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 2.5])
 @pytest.mark.parametrize("labels", [LABELS, TARGETS], ids=["class ids", "targets"])
 def test_the_hessian_of_the_loss_is_the_jacobian(labels, alpha):

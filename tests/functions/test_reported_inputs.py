@@ -799,6 +799,10 @@ def of_everything(x, w, labels):
             map(jnp.sum, jaxsoft.linear_log_probs(x, w, labels, temperature=row)[:3])
         ),
         "linear_kl_divergence": lambda x: jaxsoft.linear_kl_divergence(x, w, x * x, w),
+        "sparsemax": lambda x: (jaxsoft.sparsemax(x, temperature=row) ** 2).sum(),
+        "entmax": lambda x: (jaxsoft.entmax(x, 1 + row / (1 + row), where=where) ** 2).sum(),
+        "entmax_loss": lambda x: jaxsoft.entmax_loss(x, labels, ignore_index=2, reduction="mean"),
+        "entmax_jacobian": lambda x: jaxsoft.entmax_jacobian(x, 1.3).trace().sum(),
         "segment_softmax": lambda x: (jaxsoft.segment_softmax(x, labels, 3) ** 2).sum(),
         "segment_logsumexp": lambda x: (jaxsoft.segment_logsumexp(x, labels % 3, 3) ** 2).sum(),
     }
@@ -837,6 +841,12 @@ def test_no_nan_on_valid_input(off):
         lambda x: jaxsoft.log_softmax(jnp.where(x == -INF, -1e9, x), temperature=t, sink=t),
         lambda x: jaxsoft.logsumexp(x, -1, where=masked),
         lambda x: jaxsoft.logsumexp(x, -1, b=t),
+        lambda x: jaxsoft.sparsemax(x, where=masked, temperature=t) ** 2,
+        lambda x: jaxsoft.entmax(x, 1.3, where=masked) ** 2,
+        lambda x: jaxsoft.entmax(x, 1 + t, where=masked) ** 2,
+        lambda x: jaxsoft.entmax_loss(x, labels, where=masked, temperature=t),
+        lambda x: jaxsoft.entmax_loss(x, target, 1.3, where=masked),
+        lambda x: jaxsoft.entmax_jacobian(x, where=masked).trace(),
         lambda x: jaxsoft.entropy(x, where=where, temperature=t),
         lambda x: jaxsoft.kl_divergence(x, x, where=masked, temperature=t),
         lambda x: jaxsoft.cross_entropy(
