@@ -184,9 +184,9 @@ def _segment_softmax(
     return _probabilities(logits.z, normalizer, segments).classes.astype(x.dtype)
 
 
-# As `softmax.probabilities`: p from constants, and z̄ = J p̄ from p. Forward mode is the transpose of
-# this program, Pᵀ J with P = 1 - 1 wᵀ: as exact where one entry is far ahead, but a common offset of
-# the tangents rounds. A third sum would mend that, and take a fifth longer.
+# As `softmax.probabilities`: p from constants, and z̄ = J p̄ from p. Forward mode is the transpose
+# of this program, Pᵀ J with P = 1 - 1 wᵀ: as exact where one entry is far ahead, but a common
+# offset of the tangents rounds. A third sum would mend that, and take a fifth longer.
 @jax.custom_vjp
 def _probabilities_rule(z: Array, normalizer: Normalizer, segments: Segments) -> Probabilities:
     p = statistics.probabilities(z, None, normalizer, segments, z.dtype)
