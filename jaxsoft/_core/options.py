@@ -179,8 +179,7 @@ def alpha(
         raise TypeError(f"{function}: alpha must be an array or a number, got NoneType")
     array = per_row(function, "alpha", value, shape, reduced)
     assert array is not None
-    rows = tuple(1 if a in reduced else size for a, size in enumerate(shape))
-    return jnp.broadcast_to(array, rows), number
+    return array, number
 
 
 def of_entmax(

@@ -6,13 +6,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import options, programs, validation
+from jaxsoft._core import options, powers, programs, validation
 from jaxsoft._core.autodiff import jvp_from_vjp
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._functions import powers
 from jaxsoft._rows import threshold_search, thresholds
 from jaxsoft._rows.logits import keep_inputs, prepare
 from jaxsoft._rows.rowwise import as_given, rowwise
@@ -132,7 +130,8 @@ def _entmax(
     axis: ClassAxis,
     number: float | None,
 ) -> Array:
-    return of_rows(x, where, temperature, alpha, axis, number).astype(x.dtype)
+    p, _ = of_rows(x, where, temperature, alpha, axis, number)
+    return p.astype(x.dtype)
 
 
 def of_rows(
@@ -142,19 +141,19 @@ def of_rows(
     alpha: Array,
     axis: ClassAxis,
     number: float | None,
-) -> Array:
-    """The probabilities along one axis, in float32 or wider."""
+) -> tuple[Array, Order]:
+    """The probabilities along one axis, in float32 or wider, and α."""
     logits = keep_inputs(lambda: prepare(x, axis, where, temperature))
     order = thresholds.order(alpha.astype(logits.z.dtype).squeeze(axis.position), number)
     p, _ = threshold_search.solution(logits, order, axis)
-    return probabilities(logits.z, order, p, axis)
+    return probabilities(logits.z, order, p, axis), order
 
 
 # ẏ = ż - λ̇ moves p by s ẏ with s = p^(2-α), and λ̇ = ⟨s, ż⟩ / Σs keeps Σp at 1: the derivative by z
 # is C(s, 0). A change of α moves p as the change E α̇ of the logits would, where s E = ∂p/∂α for a λ
 # that is held fixed:
 #
-#     E = -(log p)² χ(w),    χ(w) = (1 - (1 + w) exp(-w)) / w²,    w = -a log p.
+#     E = ∂/∂a (1 - p^a) / a, for a p that is held fixed.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _probabilities(z: Array, order: Order, p: Array, axis: ClassAxis) -> Array:
     return p
@@ -182,5 +181,4 @@ _probabilities.defvjp(_probabilities_fwd, _probabilities_bwd)
 
 def slope_by_alpha(p: Array, order: Order, axis: ClassAxis) -> Array:
     """E: the change of the logits that moves p as a change of α does."""
-    logarithm = jnp.log(jnp.where(p == 0, 1, p))
-    return -(logarithm**2) * powers.first_moment(-axis.expand(order.excess) * logarithm)
+    return powers.depth_slope(p, axis.expand(order.excess))

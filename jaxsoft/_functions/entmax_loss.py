@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxsoft._core import class_ids, options, programs, validation
+from jaxsoft._core import class_ids, options, powers, programs, validation
 from jaxsoft._core.autodiff import analytic, valued
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._functions import entmax, examples, powers
+from jaxsoft._functions import entmax, examples
 from jaxsoft._functions.examples import Silenced
 from jaxsoft._functions.token_loss import Reduction
 from jaxsoft._rows import threshold_search, thresholds
-from jaxsoft._rows.logits import divisor, keep_inputs, nan_unless, prepare
+from jaxsoft._rows.logits import keep_inputs, nan_unless, prepare
 from jaxsoft._rows.rowwise import rowwise
 from jaxsoft._rows.thresholds import Order, Threshold
 
@@ -141,9 +141,11 @@ def _label_loss(
     axis: ClassAxis,
 ) -> Array:
     p, rest, gap = _of_label(z, label, order, threshold, axis)
-    others = jnp.where(axis.one_hot(label, z), 0, p)
-    of_others = axis.sum(others * thresholds.roots(others, order, axis)) / (1 + order.excess)
-    own = _divergence(jnp.ones_like(rest), axis.take(p, label), rest, gap, order.excess)
+    power = p * thresholds.roots(p, order, axis)
+    alpha = 1 + order.excess
+    of_others = axis.sum(jnp.where(axis.one_hot(label, z), 0, power)) / alpha
+    of_label = axis.take(power, label)
+    own = _divergence(jnp.ones_like(rest), of_label, rest, gap, order.excess)
     return of_others + own
 
 
@@ -182,7 +184,8 @@ def _of_label(
 def _target_loss(z: Array, order: Order, y: Array, threshold: Threshold, axis: ClassAxis) -> Array:
     p = thresholds.probabilities(z, order, threshold, axis, relative=True)
     gap, low = thresholds.gaps(z, threshold, axis)
-    return axis.sum(_divergence(y, p, y - p, gap + low, axis.expand(order.excess)))
+    power = p * thresholds.roots(p, order, axis)
+    return axis.sum(_divergence(y, power, y - p, gap + low, axis.expand(order.excess)))
 
 
 def _target_loss_pullback(
@@ -242,8 +245,7 @@ _gaps = analytic(_gaps_of_classes, _gaps_pullback, static=(4,))
 
 def _shares(p: Array, order: Order, axis: ClassAxis) -> Array:
     """q = s / Σs."""
-    s = thresholds.slopes(p, order, axis)
-    return s / axis.expand(divisor(axis.sum(s)))
+    return thresholds.shares(thresholds.slopes(p, order, axis), axis)
 
 
 # b(y, p) = ∫_p^y (y - t) t^(a-1) dt. With p^a = 1 - a g on the support, and off it the part of the
@@ -252,8 +254,8 @@ def _shares(p: Array, order: Order, axis: ClassAxis) -> Array:
 #     b = y (g - 1/α) - (y - y^α) / (α a) + p^α / α,
 #
 # which cancels where p is near y: there, with r = (y - p) / y, b = y^α r² ∫₀¹ t (1 - r t)^(a-1) dt.
-def _divergence(y: Array, p: Array, difference: Array, gap: Array, a: Array) -> Array:
-    """B of probabilities p from targets y, given y - p and g: 0 or more."""
+def _divergence(y: Array, power: Array, difference: Array, gap: Array, a: Array) -> Array:
+    """B of probabilities p from targets y, given p^α, y - p and g: 0 or more."""
     alpha, present = 1 + a, jnp.where(y == 0, 1, y)
     ratio = jnp.where(y == 0, 2, difference / present)
     near = (ratio <= 0.5) & (ratio >= -1)
@@ -262,25 +264,21 @@ def _divergence(y: Array, p: Array, difference: Array, gap: Array, a: Array) -> 
     integral = jnp.full_like(y * a, 0.5)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         integral += float(weight * node) * jnp.expm1((a - 1) * jnp.log1p(-r * float(node)))
-    logarithm = -jnp.log(present)
-    of_target = present * logarithm * powers.mean(a * logarithm) / alpha
-    of_p = jnp.where(p == 0, 0, p * jnp.exp(a * jnp.log(jnp.where(p == 0, 1, p)))) / alpha
+    of_target = present * powers.depth(present, a) / alpha
     linear = jnp.where(y == 0, 0, present * (jnp.where(y == 0, 0, gap) - 1 / alpha) - of_target)
-    by_series = present * jnp.exp(-a * logarithm) * r * r * integral
-    return jnp.where(near, by_series, linear + of_p)
+    by_series = present * jnp.exp(-a * powers.surprisal(present)) * r * r * integral
+    return jnp.where(near, by_series, linear + power / alpha)
 
 
 def _depth(y: Array, order: Order, axis: ClassAxis) -> Array:
     """(1 - y^a) / a."""
     a = axis.expand(order.excess)
-    logarithm = -jnp.log(jnp.where(y == 0, 1, y))
-    return jnp.where(y == 0, 1 / a, logarithm * powers.mean(a * logarithm))
+    return jnp.where(y == 0, 1 / a, powers.depth(y, a))
 
 
-# -Ω = Σ p l mean(a l) / α with l = -log p, and the derivative of mean(w) is -first_moment(w).
+# -Ω = Σ p (1 - p^a) / (a α).
 def _entropy_slope(p: Array, order: Order, axis: ClassAxis) -> Array:
     """∂Ω/∂α, of which no term is negative."""
-    a, logarithm = axis.expand(order.excess), -jnp.log(jnp.where(p == 0, 1, p))
-    w = a * logarithm
-    moment = logarithm * powers.first_moment(w) + powers.mean(w) / (1 + a)
-    return axis.sum(p * logarithm * moment) / (1 + order.excess)
+    a = axis.expand(order.excess)
+    terms = p * (powers.depth(p, a) / (1 + a) - powers.depth_slope(p, a))
+    return axis.sum(terms) / (1 + order.excess)

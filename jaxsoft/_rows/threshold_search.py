@@ -50,7 +50,7 @@ def solution(
     most = int(0.5 * float(jnp.finfo(z.dtype).eps) ** -0.5)
     for _ in range(1 if known(lambda: axis.count(z) < most, False) else 2):
         s = thresholds.slopes(p, order, axis)
-        _, step = _step(_excess(p, axis), axis.sum(s), order)
+        step = _step(_excess(p, axis), axis.sum(s), order)
         p = jnp.maximum(p - s * axis.expand(step), 0)
         threshold = threshold._replace(low=threshold.low + step)
     if order.is_convex:
@@ -67,8 +67,8 @@ def _climbed(z: Array, top: Array, zeros: Array, order: Order, axis: ClassAxis) 
 
     def climbed(z: Array, start: Array, steps: int) -> Array:
         def step(_: Any, level: Array) -> Array:
-            _, move = _rough_step(z, top, level, order, axis)
-            return level + jnp.maximum(move, 0)
+            sums = _rough_sums(z, top, level, order, axis)
+            return level + jnp.maximum(_step(*sums, order), 0)
 
         level = lax.fori_loop(0, steps, step, start)
         # From below, so that rounding has lost no entry of the support.
@@ -99,31 +99,32 @@ def _enclosed(z: Array, top: Array, zeros: Array, order: Order, axis: ClassAxis)
     steps = _ANY[z.dtype.itemsize]
 
     def roughly(level: Array) -> tuple[Array, Array]:
-        return _rough_step(z, top, level, order, axis)
+        return _rough_sums(z, top, level, order, axis)
 
-    high = _bracketed(roughly, zeros, zeros, most * (1 + 4 * eps), steps)
+    high = _bracketed(roughly, order, zeros, zeros, most * (1 + 4 * eps), steps)
 
     def exactly(low: Array) -> tuple[Array, Array]:
         p = thresholds.probabilities(z, order, Threshold(top, high, low), axis)
-        slope = axis.sum(thresholds.slopes(p, order, axis))
-        return _step(_excess(p, axis), slope, order)
+        return _excess(p, axis), axis.sum(thresholds.slopes(p, order, axis))
 
     width = 64 * eps * (1 + high)
-    return Threshold(top, high, _bracketed(exactly, zeros, -width, width, steps))
+    return Threshold(top, high, _bracketed(exactly, order, zeros, -width, width, steps))
 
 
 def _bracketed(
-    evaluate: Callable[[Array], tuple[Array, Array]],
+    sums: Callable[[Array], tuple[Array, Array]],
+    order: Order,
     start: Array,
     low: Array,
     high: Array,
     steps: int,
 ) -> Array:
-    """Where Σp is 1, between two bounds, given Σp - 1 at a place and the step from there."""
+    """Where Σp is 1, between two bounds, given Σp - 1 and Σs at a place."""
 
     def step(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
         current, low, high, last, best, least = state
-        excess, move = evaluate(current)
+        excess, slope = sums(current)
+        move = _step(excess, slope, order)
         low, high = jnp.where(excess >= 0, current, low), jnp.where(excess <= 0, current, high)
         moved, error = current + move, jnp.where(excess == -1, jnp.inf, jnp.abs(excess))
         best = jnp.where(error < least, current, best)
@@ -137,14 +138,14 @@ def _bracketed(
     return jnp.where(jnp.isnan(error), error, best)
 
 
-def _step(excess: Array, slope: Array, order: Order) -> tuple[Array, Array]:
-    """Σp - 1 and the step from there, 0 where Σp is 0."""
+def _step(excess: Array, slope: Array, order: Order) -> Array:
+    """The step, given Σp - 1 and Σs; 0 where Σp is 0."""
     a, logarithm = order.excess, jnp.log1p(jnp.where(excess == -1, 0, excess))
-    return excess, (1 + excess) * (-jnp.expm1(-a * logarithm) / a) / divisor(slope)
+    return (1 + excess) * (-jnp.expm1(-a * logarithm) / a) / divisor(slope)
 
 
 # A part of each number is a multiple of the rounding of 1, so that a sum below 2 of these is exact;
-# what is left of them is too small for the rounding of its sum to matter.
+# the remainders are so small that the rounding of their sum does not matter.
 def _excess(p: Array, axis: ClassAxis) -> Array:
     """Σp - 1."""
     unit = float(jnp.finfo(p.dtype).eps)
@@ -152,12 +153,12 @@ def _excess(p: Array, axis: ClassAxis) -> Array:
     return (axis.sum(multiples) - 1) + axis.sum(p - multiples)
 
 
-def _rough_step(
+def _rough_sums(
     z: Array, top: Array, level: Array, order: Order, axis: ClassAxis
 ) -> tuple[Array, Array]:
-    """The same for a λ, of sums to their rounding."""
+    """Σp - 1 and Σs for a λ, to their rounding."""
     p, s = _roughly(z, top, level, order, axis)
-    return _step(axis.sum(p) - 1, axis.sum(s), order)
+    return axis.sum(p) - 1, axis.sum(s)
 
 
 def _roughly(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsoft._core import double_word
+from jaxsoft._core import double_word, powers
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._rows.jacobian_product import Probabilities, Vector, flatness, jacobian_product
 from jaxsoft._rows.logits import divisor, nan_unless
@@ -134,7 +134,9 @@ def roots(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array,
     p = jnp.where(p == 0, 1, p)
     if order.root == 1:
         return p
-    return jnp.sqrt(p) if order.root == 2 else jnp.exp(axis.expand(order.excess) * jnp.log(p))
+    if order.root == 2:
+        return jnp.sqrt(p)
+    return jnp.exp(-axis.expand(order.excess) * powers.surprisal(p))
 
 
 def slopes(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array, "..."]:
@@ -142,11 +144,15 @@ def slopes(p: Float[Array, "..."], order: Order, axis: ClassAxis) -> Float[Array
     return jnp.sign(p) if order.root == 1 else p / roots(p, order, axis)
 
 
+def shares(s: Float[Array, "..."], axis: ClassAxis) -> Float[Array, "..."]:
+    """s / Σs; 0 where Σs is 0."""
+    return s / axis.expand(divisor(axis.sum(s)))
+
+
 # C(s, 0) is Σs times the Jacobian of softmax at the fractions s / Σs.
 def product(s: Float[Array, "..."], v: Float[Array, "..."], axis: ClassAxis) -> Array:
     """C(s, 0) v = s ∘ (v - ⟨s, v⟩ / Σs)."""
-    total = axis.sum(s)
-    fractions = s / axis.expand(divisor(total))
+    fractions = shares(s, axis)
     largest = lax.stop_gradient(jnp.max(fractions, axis.position, initial=0))
     p = Probabilities(fractions, None, flatness(largest))
-    return axis.expand(total) * jacobian_product(p, Vector(v, None), axis).classes
+    return axis.expand(axis.sum(s)) * jacobian_product(p, Vector(v, None), axis).classes

@@ -85,7 +85,6 @@ def _weights(
     if not x.size:
         return row.astype(dtype)
     axis = ClassAxis(row.ndim - 1, mesh)
-    p = entmax.of_rows(row, mask, scale, alpha, axis, number)
-    order = thresholds.order(alpha.astype(dtype).squeeze(-1), number)
+    p, order = entmax.of_rows(row, mask, scale, alpha, axis, number)
     s = thresholds.slopes(p, order, axis)
     return s if scale is None else quotient(s, scale.astype(dtype))

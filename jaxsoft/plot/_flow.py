@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Polygon
 
-from jaxsoft._core import options
-from jaxsoft._functions import powers
+from jaxsoft._core import options, powers
 from jaxsoft._simplex.operator import SimplexJacobian
 from jaxsoft.plot import _shared
 
@@ -69,8 +68,7 @@ def simplex_flow(
 
     @jax.jit
     def velocity(p: Array) -> Array:
-        depth = -jnp.log(p)
-        z = -depth * powers.mean(excess * depth)
+        z = -powers.depth(p, excess)
         jacobian = SimplexJacobian(p ** (1 - excess), jnp.zeros(p.shape[:-1], p.dtype))
         return jacobian.mv(-jax.vmap(jax.grad(loss))(z))
 

@@ -9,6 +9,24 @@ from jaxtyping import Array, Float
 _TERMS = {4: 11, 8: 18}  # of a series, for numbers of so many bytes
 
 
+def surprisal(p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """-log p; 0 where p is 0."""
+    return -jnp.log(jnp.where(p == 0, 1, p))
+
+
+# With l = -log p this is l mean(a l), and -log p for a = 0.
+def depth(p: Float[Array, "..."], a: Float[Array, "..."] | float) -> Float[Array, "..."]:
+    """(1 - p^a) / a for a ≥ 0; 0 where p is 0."""
+    logarithm = surprisal(p)
+    return logarithm * mean(a * logarithm)
+
+
+def depth_slope(p: Float[Array, "..."], a: Float[Array, "..."] | float) -> Float[Array, "..."]:
+    """The derivative of it by a: 0 or less."""
+    logarithm = surprisal(p)
+    return -(logarithm**2) * first_moment(a * logarithm)
+
+
 # (1 - exp(-w)) / w = ∫₀¹ exp(-w t) dt, of which minus the derivative is ∫₀¹ t exp(-w t) dt.
 @jax.custom_jvp
 def mean(w: Float[Array, "..."]) -> Float[Array, "..."]:
