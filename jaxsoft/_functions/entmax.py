@@ -11,10 +11,10 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxsoft._core import options, powers, programs, validation
 from jaxsoft._core.autodiff import jvp_from_vjp
 from jaxsoft._core.axes import ClassAxis
-from jaxsoft._rows import threshold_search, thresholds
+from jaxsoft._rows import orders, thresholds
 from jaxsoft._rows.logits import keep_inputs, prepare
+from jaxsoft._rows.orders import Order
 from jaxsoft._rows.rowwise import as_given, rowwise
-from jaxsoft._rows.thresholds import Order
 
 
 def sparsemax(
@@ -96,9 +96,8 @@ def entmax(
             an array, its rows are NaN).
 
     Numerics:
-        Each entry is within an eps of 1, and so is the sum of a row; edge cases as in `softmax`.
-        From alpha > 3 on entries that enter the support together, within the rounding of the
-        logits, have the error of that, which a slope without bound enlarges; the sum is 1 still.
+        Each entry is within an eps of 1 (for alpha > 2 within two), and so is the sum of a row;
+        edge cases as in `softmax`.
         Where a class enters the support the function has no second derivative for alpha ≥ 1.5, and
         no first one from 2 on.
 
@@ -144,8 +143,8 @@ def of_rows(
 ) -> tuple[Array, Order]:
     """The probabilities along one axis, in float32 or wider, and α."""
     logits = keep_inputs(lambda: prepare(x, axis, where, temperature))
-    order = thresholds.order(alpha.astype(logits.z.dtype).squeeze(axis.position), number)
-    p, _ = threshold_search.solution(logits, order, axis)
+    order = orders.order(alpha.astype(logits.z.dtype).squeeze(axis.position), number)
+    p, _ = thresholds.solution(logits, order, axis)
     return probabilities(logits.z, order, p, axis), order
 
 
@@ -171,7 +170,7 @@ def _probabilities_fwd(
 
 def _probabilities_bwd(axis: ClassAxis, residuals: tuple[Array, Order], cotangent: Array) -> Any:
     p, order = residuals
-    z_bar = thresholds.product(thresholds.slopes(p, order, axis), cotangent, axis)
+    z_bar = orders.product(orders.slopes(p, order, axis), cotangent, axis)
     by_alpha = axis.sum(z_bar * slope_by_alpha(p, order, axis))
     return z_bar, Order(by_alpha, order.number), None
 

@@ -14,10 +14,11 @@ from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions import entmax, examples
 from jaxsoft._functions.examples import Silenced
 from jaxsoft._functions.token_loss import Reduction
-from jaxsoft._rows import threshold_search, thresholds
+from jaxsoft._rows import orders, thresholds
 from jaxsoft._rows.logits import keep_inputs, nan_unless, prepare
+from jaxsoft._rows.orders import Order
 from jaxsoft._rows.rowwise import rowwise
-from jaxsoft._rows.thresholds import Order, Threshold
+from jaxsoft._rows.thresholds import Threshold
 
 _NODES = {4: 6, 8: 11}  # of Gauss and Legendre, for numbers of so many bytes
 
@@ -117,11 +118,11 @@ def _entmax_loss(
         scale = None if temperature is None else silenced(temperature, 1)
         logits = keep_inputs(lambda: prepare(silenced(x, 0), axis, where, scale))
         of_row = silenced(alpha, 1).astype(logits.z.dtype).squeeze(axis.position)
-        order = thresholds.order(nan_unless(valid, of_row), number)
-        _, threshold = threshold_search.solution(logits, order, axis)
+        order = orders.order(nan_unless(valid, of_row), number)
+        _, threshold = thresholds.solution(logits, order, axis)
         if not validation.is_discrete(label):
             return target_loss(logits.z, order, label, threshold, axis)
-        threshold = threshold_search.confident(logits.z, label, order, threshold, axis)
+        threshold = thresholds.confident(logits.z, label, order, threshold, axis)
         return label_loss(logits.z, order, label, threshold, axis)
 
     return examples.reduced_losses(losses, x, labels, where, weights, axis, ignore_index, reduction)
@@ -141,7 +142,7 @@ def _label_loss(
     axis: ClassAxis,
 ) -> Array:
     p, rest, gap = _of_label(z, label, order, threshold, axis)
-    power = p * thresholds.roots(p, order, axis)
+    power = p * orders.roots(p, order, axis)
     alpha = 1 + order.excess
     of_others = axis.sum(jnp.where(axis.one_hot(label, z), 0, power)) / alpha
     of_label = axis.take(power, label)
@@ -173,19 +174,19 @@ def _of_label(
     z: Array, label: Array, order: Order, threshold: Threshold, axis: ClassAxis
 ) -> tuple[Array, Array, Array]:
     """p, and of the label 1 - p and g: constants."""
-    p = thresholds.probabilities(z, order, threshold, axis, relative=True)
+    p = thresholds.probabilities(z, order, threshold, axis)
     rest = axis.sum(jnp.where(axis.one_hot(label, z), 0, p))
-    gap, low = thresholds.gap(axis.take(z, label), threshold)
-    return p, jnp.where(axis.take(p, label) == 0, 1, rest), gap + low
+    gap = thresholds.gap(axis.take(z, label), order, threshold)
+    return p, jnp.where(axis.take(p, label) == 0, 1, rest), gap
 
 
 # loss = Σ_i b(y_i, p_i), every term a divergence of two numbers. With q = s / Σs and Y = Σ y, which
 # need not be 1, z̄ = p - y + (Y - 1) q; and ȳ = g - (1 - y^a) / a.
 def _target_loss(z: Array, order: Order, y: Array, threshold: Threshold, axis: ClassAxis) -> Array:
-    p = thresholds.probabilities(z, order, threshold, axis, relative=True)
-    gap, low = thresholds.gaps(z, threshold, axis)
-    power = p * thresholds.roots(p, order, axis)
-    return axis.sum(_divergence(y, power, y - p, gap + low, axis.expand(order.excess)))
+    p = thresholds.probabilities(z, order, threshold, axis)
+    gap = thresholds.gaps(z, order, threshold, axis)
+    power = p * orders.roots(p, order, axis)
+    return axis.sum(_divergence(y, power, y - p, gap, axis.expand(order.excess)))
 
 
 def _target_loss_pullback(
@@ -196,7 +197,7 @@ def _target_loss_pullback(
     axis: ClassAxis,
     cotangent: Array,
 ) -> Any:
-    exact = thresholds.probabilities(z, order, threshold, axis, relative=True)
+    exact = thresholds.probabilities(z, order, threshold, axis)
     p = entmax.probabilities(z, order, exact, axis)
     absent, of_row, excess = z == -jnp.inf, axis.expand(cotangent), axis.sum(y) - 1
     share = _shares(p, order, axis)
@@ -221,8 +222,7 @@ def _gaps_of_classes(
     threshold: Threshold,
     axis: ClassAxis,
 ) -> Array:
-    gap, low = thresholds.gaps(z, threshold, axis)
-    return gap + low
+    return thresholds.gaps(z, order, threshold, axis)
 
 
 def _gaps_pullback(
@@ -245,7 +245,7 @@ _gaps = analytic(_gaps_of_classes, _gaps_pullback, static=(4,))
 
 def _shares(p: Array, order: Order, axis: ClassAxis) -> Array:
     """q = s / Σs."""
-    return thresholds.shares(thresholds.slopes(p, order, axis), axis)
+    return orders.shares(orders.slopes(p, order, axis), axis)
 
 
 # b(y, p) = ∫_p^y (y - t) t^(a-1) dt. With p^a = 1 - a g on the support, and off it the part of the

@@ -12,7 +12,7 @@ from jaxsoft._core.axes import ClassAxis, classes_last
 from jaxsoft._core.devices import Mesh
 from jaxsoft._core.programs import Places
 from jaxsoft._functions import entmax
-from jaxsoft._rows import thresholds
+from jaxsoft._rows import orders
 from jaxsoft._rows.logits import compute_dtype
 from jaxsoft._simplex.formulas import quotient
 from jaxsoft._simplex.operator import SimplexJacobian
@@ -86,5 +86,5 @@ def _weights(
         return row.astype(dtype)
     axis = ClassAxis(row.ndim - 1, mesh)
     p, order = entmax.of_rows(row, mask, scale, alpha, axis, number)
-    s = thresholds.slopes(p, order, axis)
+    s = orders.slopes(p, order, axis)
     return s if scale is None else quotient(s, scale.astype(dtype))

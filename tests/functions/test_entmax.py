@@ -35,11 +35,11 @@ def entmax(alpha):
     return jax.jit(lambda x: jaxsoft.entmax(x, alpha))
 
 
-def table(dtype, alpha, lengths=LENGTHS):
+def table(dtype, alpha):
     """Rows by their names, as the dtype has them."""
     return {
         f"{name}, n={n}, {offset:g}": (row + offset).astype(dtype)
-        for n in lengths
+        for n in LENGTHS
         for name, row in rows(n, alpha).items()
         for offset in OFFSETS
     }
@@ -57,20 +57,16 @@ def assert_close(p, exact, eps, name):
     assert abs(float(total)) <= eps, f"{name}: the sum is off by {float(total) / eps:.3g} eps"
 
 
-# At the edge an entry is as large as a root of the rounding for α > 2, and ill-conditioned: what
-# enters the support together there is left out.
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["float32", slow("float64")])
 @pytest.mark.parametrize("alpha", [a if a in (1.0, 1.5, 2.0, 4.0) else slow(a) for a in ALPHAS])
 def test_entries_and_sums(alpha, dtype):
-    lengths = LENGTHS if alpha <= 2 else LENGTHS[:-1]
-    given = table(DTYPES[dtype], alpha, lengths)
-    if alpha > 3:
-        given = {name: row for name, row in given.items() if "edge" not in name}
+    given = table(DTYPES[dtype], alpha)
     found = np.asarray(entmax(alpha)(filled(given.values())))
     for (name, row), p in zip(given.items(), found, strict=True):
         assert not np.any(p[row.size :])
-        assert_close(p[: row.size], Row(row, alpha).p, EPS[dtype], name)
+        eps = EPS[dtype] if alpha <= 2 else 2 * EPS[dtype]
+        assert_close(p[: row.size], Row(row, alpha).p, eps, name)
 
 
 @pytest.mark.optimised
@@ -190,7 +186,7 @@ def test_the_hessian_of_the_loss_is_the_jacobian(labels, alpha):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["float32", slow("float64")])
-@pytest.mark.parametrize("alpha", [1.0, 1.05, 1.3, 1.5, 1.75, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, 1.05, 1.3, 1.5, 1.75, 2.0, slow(2.5), 4.0])
 def test_the_loss_keeps_its_digits_down_to_its_margin(alpha, dtype):
     alpha = float(DTYPES[dtype](alpha))
     edge = 1 / max(alpha - 1, 1 / 32)

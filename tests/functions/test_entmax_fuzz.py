@@ -83,7 +83,8 @@ def test_any_row_of_entmax(case, seed):
     scaled = case.temperature is not None
     allowed = 1 if case.x.dtype.itemsize < 4 else 40 if scaled else 2
     error = np.abs(p.astype(wanted.dtype) - wanted)[~bad]
-    if number is not None and number <= 2:  # else the slope at the edge is infinite
+    # At the edge the slope for α > 2 is infinite: there too the longer arithmetic is too short.
+    if number is not None or not (scaled or case.x.dtype.itemsize == 8):
         assert np.all(error <= allowed * eps), f"{error.max() / eps:.3g} eps"
     total = np.sum(p.astype(wanted.dtype), axis=case.axis, keepdims=True)
     n = np.prod([case.x.shape[a] for a in axes])
