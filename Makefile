@@ -19,7 +19,7 @@ NEWEST_VENV := .venv-newest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-oldest test-newest fuzz lint format bench bench-deviceless clean
+.PHONY: help demo test test-all test-oldest test-newest fuzz lint format bench bench-deviceless docs build clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-demo ## verify the derivatives and measure them on this
 	$(BIN)/python -m jaxsoft $(ARGS)
 
 TESTS := -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
-UNIT_TESTS := $(TESTS) -m "not notebook and not example and not peer"
+UNIT_TESTS := $(TESTS) -m "not notebook and not example and not peer and not docs and not release"
 PYTEST := $(BIN)/python $(TESTS)
 QUICK := $(PYTEST) --jaxtyping-packages= --keep-programs
 
@@ -68,6 +68,14 @@ bench: $(VENV)/.installed-bench ## measure accuracy, speed and memory; write ben
 
 bench-deviceless: $(DEVICELESS_VENV)/.installed ## count what an H100 would run, without one
 	$(DEVICELESS_VENV)/bin/python -m benchmarks.deviceless $(ARGS)
+
+docs: $(VENV)/.installed-docs ## build the pages of docs/ into docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q $(ARGS) docs docs/_build/html
+
+build: $(VENV)/.installed-release ## make the wheel and the source distribution in dist, and check them
+	rm -rf dist
+	$(BIN)/python -m build $(ARGS)
+	$(BIN)/python -m twine check --strict dist/*
 
 # Python 3.11 is too old for it.
 $(NEWEST_VENV)/.installed: pyproject.toml jaxsoft/__init__.py

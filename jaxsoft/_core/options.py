@@ -105,7 +105,7 @@ def softcap(function: str, value: Any, argument: str = "softcap") -> ArrayLike |
 def attention_scale(function: str, value: Any, features: Size) -> Any:
     """Returns the factor of the products of queries and keys: by default one over the root."""
     if value is not None:
-        return number(function, "scale", value, -math.inf, math.inf)
+        return number(function, "scale", value, -math.inf, math.inf, open_low=True)
     # A symbolic size (`jax.export`) is 1 or more; its root is that of an array.
     if known(lambda: int(features) >= 0, False):
         return 1 / math.sqrt(max(features, 1))

@@ -98,7 +98,7 @@ class SimplexJacobian(SimplexMatrix):
 
     @property
     def T(self) -> SimplexJacobian:
-        """The transpose: C itself, for it is symmetric."""
+        """The transpose. C is symmetric, so it is C."""
         return self
 
     # ----------------------------------------------------------- the family, closed under these

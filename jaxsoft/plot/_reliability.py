@@ -59,7 +59,8 @@ def reliability(
     validation.same_shape(name, "labels", ids, values.shape[:1], "one for each row of the logits")
     classes = np.asarray(ids)
     if not ((classes >= 0) & (classes < values.shape[1])).all():
-        raise ValueError(f"{name}: labels must lie in [0, {values.shape[1]})")
+        worst = next(k for k in classes.tolist() if not 0 <= k < values.shape[1])
+        raise ValueError(f"{name}: labels must lie in [0, {values.shape[1]}), got {worst}")
     if not bins > 0:
         raise ValueError(f"{name}: bins must be positive, got {bins}")
     p = _shared.numbers(name, "the probabilities", softmax(values))

@@ -57,7 +57,7 @@ def slopes(
     if values.ndim != 1 or n < 2:
         raise ValueError(f"{name}: logits must have shape (n,) with n ≥ 2, got {values.shape}")
     if not bool(jnp.isfinite(values).all()):
-        raise ValueError(f"{name}: logits must be finite")
+        raise ValueError(f"{name}: logits must be finite, got {values}")
     at = int(class_ids.one_class(name, "index", index, n, ()))
     names = _shared.names_of(name, class_names, n)
 

@@ -167,6 +167,14 @@ def test_readme_lists_the_public_names():
         assert name in (public(owner) if owner in ("", *SUBMODULES) else methods), (owner, name)
 
 
+def test_the_pages_of_the_api_have_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = re.findall(r"^   (?!:)([\w.]+)$", page, re.MULTILINE)
+    assert len(names) == len(set(names))
+    wanted = {".".join(filter(None, parts)) for parts in PUBLIC}
+    assert {name for name in names if not name.rpartition(".")[2].isupper()} == wanted
+
+
 @pytest.mark.parametrize(("module", "name"), PUBLIC)
 def test_docstring_says_what_goes_in_and_out_with_an_example(module, name):
     node = PUBLIC[module, name]

@@ -332,7 +332,7 @@ WRONG = [
     ),
     (plot.slopes, (np.zeros((2, 2)), 0), "logits must have shape (n,) with n ≥ 2, got (2, 2)"),
     (plot.slopes, (np.zeros(1), 0), "logits must have shape (n,) with n ≥ 2, got (1,)"),
-    (plot.slopes, (np.array([0, np.inf]), 0), "logits must be finite"),
+    (plot.slopes, (np.array([0, np.inf]), 0), "logits must be finite, got [ 0. inf]"),
     (plot.slopes, (np.zeros(2), 2), "index must lie in [0, 2), got 2"),
     (plot.slopes, (np.zeros(2), 0, ["a"]), "class_names must be 2 names, got 1"),
     (
@@ -350,8 +350,8 @@ WRONG = [
         (np.zeros((2, 3)), np.zeros(3, int)),
         "labels must have shape (2,) (one for each row of the logits), got (3,)",
     ),
-    (plot.reliability, (np.zeros((1, 3)), np.array([3])), "labels must lie in [0, 3)"),
-    (plot.reliability, (np.zeros((1, 3)), np.array([-1])), "labels must lie in [0, 3)"),
+    (plot.reliability, (np.zeros((1, 3)), np.array([3])), "labels must lie in [0, 3), got 3"),
+    (plot.reliability, (np.zeros((1, 3)), np.array([-1])), "labels must lie in [0, 3), got -1"),
     (
         plot.reliability,
         (np.full((1, 3), np.nan), np.array([0])),
