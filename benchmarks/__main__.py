@@ -78,9 +78,14 @@ def _accuracy(options: argparse.Namespace) -> Iterator[str | Grid]:
 def _speed(options: argparse.Namespace) -> Iterator[str | Grid]:
     yield speed.CAPTION
     cells = tracked(speed.cells(quick=options.quick), "speed")
-    measured = {cell: speed.measure(cell, options.seconds, options.seed) for cell in cells}
+    given = {"seconds": options.seconds, "seed": options.seed, "portable": options.portable}
+    measured = {cell: speed.measure(cell, **given) for cell in cells}
     timings = {cell: found.own for cell, found in measured.items()}
+    yield targets.means(timings)
     yield from speed.grids(timings)
+    if options.portable:
+        yield speed.PORTABLE_CAPTION
+        yield from speed.portable_grids(measured)
     yield "Bandwidth achieved: the arrays that have to be read and written at least, over the time."
     yield speed.bandwidths(timings)
     yield targets.verdicts(measured)
@@ -227,6 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--only", action="append", choices=SECTIONS, help="one section; may be given repeatedly"
+    )
+    parser.add_argument(
+        "--portable", action="store_true", help="time the portable forms beside the chosen ones"
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     parser.add_argument(

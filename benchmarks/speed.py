@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-import jaxsoft
+from benchmarks import forms
+from benchmarks.quantities import FROM_P, QUANTITIES, Axis, Computation
 from benchmarks.tables import Grid
 from jaxsoft._demo.timing import Timing, timings
-
-Axis = int | tuple[int, ...]
-Computation = Callable[[Array, Array, Array, Axis], Any]  # of logits, a cotangent, labels, an axis
 
 LAST = (
     (1_000_000, 2),
@@ -29,6 +26,8 @@ LAST = (
     (64, 262_144),
 )
 QUICK_LAST = ((20_000, 10), (256, 1000))
+PRIME = (512, 49_999)  # no number divides the length
+FEW = ((200_000, 10), (4096, 1000), PRIME, (512, 50_304))
 ELSEWHERE: tuple[tuple[tuple[int, ...], Axis], ...] = (
     ((1000, 4096), 0),
     ((64, 1000, 64), 1),
@@ -43,27 +42,11 @@ CAPTION = (
     "quartiles. Below 1 jaxsoft is faster."
 )
 
+PORTABLE_CAPTION = (
+    "Time with the portable forms over that with the forms of this platform: what the latter buy."
+)
+
 _LEAST_ROUNDS = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """What is computed.
-
-    Attributes:
-        own: how jaxsoft computes it.
-        peer: how jax.nn, optax or the textbook does.
-        arrays: how many arrays of the size of the logits it reads and writes at least.
-        tuples: whether the peer takes several axes.
-        bare: the shortest formula, which loses the digits of what is nearly certain; to tell what
-            the others cost.
-    """
-
-    own: Computation
-    peer: Computation
-    arrays: int
-    tuples: bool = True
-    bare: Computation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,103 +70,18 @@ class Cell:
         """Which table it stands in."""
         if not self.jitted:
             return f"{self.dtype}, without jax.jit"
+        if QUANTITIES[self.quantity].few or self.shape == PRIME:
+            return f"{self.dtype}, more quantities and a prime length"
         return f"{self.dtype}, {'last' if self.axis == -1 else 'other'} axis"
 
 
 class Measured(NamedTuple):
-    """The time of one cell, and that of the bare formula, if there is one, against the peer."""
+    """The time of one cell against the peer, of the bare formula, and with portable forms."""
 
     own: Timing
     bare: Timing | None = None
+    portable: Timing | None = None
 
-
-# ----------------------------------------------------------------------------------- quantities
-
-
-def _forward(function: Callable[..., Array]) -> Computation:
-    return lambda x, g, labels, axis: function(x, axis)
-
-
-def _forward_and_vjp(function: Callable[..., Array]) -> Computation:
-    def both(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-        out, pullback = jax.vjp(lambda x: function(x, axis), x)
-        return out, pullback(g)[0]
-
-    return both
-
-
-def _loss(loss: Callable[..., Array]) -> Computation:
-    return lambda x, g, labels, axis: loss(x, labels, axis)
-
-
-def _loss_and_gradient(loss: Callable[..., Array]) -> Computation:
-    def both(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-        losses, pullback = jax.vjp(lambda x: loss(x, labels, axis), x)
-        return losses, pullback(jnp.ones_like(losses))[0]
-
-    return both
-
-
-def _textbook(p: Array, g: Array, axis: Axis) -> Array:
-    return p * (g - jnp.sum(p * g, axis, keepdims=True))
-
-
-def _product(product: Callable[..., Array]) -> Computation:
-    return lambda p, g, labels, axis: product(p, g, axis)
-
-
-def _bare_softmax_and_vjp(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-    p = jax.nn.softmax(x, axis)
-    product = _textbook(p.astype(jnp.float32), g.astype(jnp.float32), axis)
-    return p, product.astype(x.dtype)
-
-
-def _bare_loss(x: Array, g: Array, labels: Array, axis: Axis) -> Array:
-    return _bare_loss_and_exponentials(x, labels, axis)[0]
-
-
-def _bare_loss_and_gradient(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-    loss, exponentials, total = _bare_loss_and_exponentials(x, labels, axis)
-    p = exponentials / total
-    return loss, (p - jax.nn.one_hot(labels, x.shape[axis], axis=axis)).astype(x.dtype)
-
-
-def _bare_loss_and_exponentials(x: Array, labels: Array, axis: Axis) -> tuple[Array, Array, Array]:
-    z = x.astype(jnp.float32)
-    top = jnp.max(z, axis, keepdims=True)
-    exponentials = jnp.exp(z - top)
-    total = jnp.sum(exponentials, axis, keepdims=True)
-    at_label = jnp.take_along_axis(z, jnp.expand_dims(labels, axis), axis)
-    return ((top - at_label) + jnp.log(total)).squeeze(axis), exponentials, total
-
-
-_peer_loss = optax.softmax_cross_entropy_with_integer_labels
-_own_loss = jaxsoft.cross_entropy
-FROM_P = "VJP from p"
-
-QUANTITIES = {
-    "softmax": Quantity(_forward(jaxsoft.softmax), _forward(jax.nn.softmax), 2),
-    "log_softmax": Quantity(_forward(jaxsoft.log_softmax), _forward(jax.nn.log_softmax), 2),
-    "logsumexp": Quantity(_forward(jaxsoft.logsumexp), _forward(jax.nn.logsumexp), 1),
-    "softmax + VJP": Quantity(
-        _forward_and_vjp(jaxsoft.softmax),
-        _forward_and_vjp(jax.nn.softmax),
-        4,
-        bare=_bare_softmax_and_vjp,
-    ),
-    "log_softmax + VJP": Quantity(
-        _forward_and_vjp(jaxsoft.log_softmax), _forward_and_vjp(jax.nn.log_softmax), 4
-    ),
-    FROM_P: Quantity(_product(jaxsoft.softmax_vjp), _product(_textbook), 3),
-    "loss": Quantity(_loss(_own_loss), _loss(_peer_loss), 1, tuples=False, bare=_bare_loss),
-    "loss + gradient": Quantity(
-        _loss_and_gradient(_own_loss),
-        _loss_and_gradient(_peer_loss),
-        2,
-        tuples=False,
-        bare=_bare_loss_and_gradient,
-    ),
-}
 
 # ---------------------------------------------------------------------------------- measurement
 
@@ -191,32 +89,43 @@ QUANTITIES = {
 def cells(*, quick: bool) -> list[Cell]:
     """All that is timed, in the order of the tables."""
     places: list[tuple[tuple[int, ...], Axis]] = [(s, -1) for s in (QUICK_LAST if quick else LAST)]
+    many = [name for name, quantity in QUANTITIES.items() if not quantity.few]
     compiled = [
         Cell(name, shape, axis, dtype)
         for chosen in (places, [] if quick else ELSEWHERE)
         for dtype in DTYPES
-        for name, quantity in QUANTITIES.items()
+        for name in many
         for shape, axis in chosen
-        if quantity.tuples or isinstance(axis, int)
+        if QUANTITIES[name].tuples or isinstance(axis, int)
     ]
-    return compiled + [Cell(name, EAGER, -1, "float32", jitted=False) for name in QUANTITIES]
+    compiled += [
+        Cell(name, shape, -1, dtype)
+        for dtype in DTYPES[: 1 if quick else 2]
+        for name in QUANTITIES
+        for shape in (QUICK_LAST[:1] if quick else FEW)
+        if QUANTITIES[name].few or shape == PRIME
+    ]
+    return compiled + [Cell(name, EAGER, -1, "float32", jitted=False) for name in many]
 
 
-def measure(cell: Cell, seconds: float, seed: int) -> Measured:
-    """Times one cell for about `seconds`, after compilation."""
-    quantity = QUANTITIES[cell.quantity]
+def measure(cell: Cell, seconds: float, seed: int, *, portable: bool = False) -> Measured:
+    """Times one cell for about `seconds` a program, after compilation."""
+    quantity, args = QUANTITIES[cell.quantity], arguments(cell, seed)
 
     def at(computation: Computation) -> Callable[..., Any]:
         program = lambda x, g, labels: computation(x, g, labels, cell.axis)
-        return jax.jit(program) if cell.jitted else program
+        return jax.jit(program).lower(*args).compile() if cell.jitted else program
 
-    programs = [at(quantity.own)]
+    programs = {"own": at(quantity.own)}
     if quantity.bare is not None and cell.jitted:
-        programs.append(at(quantity.bare))
-        seconds *= 1.5
-    peer, args = at(quantity.peer), arguments(cell, seed)
-    timed = timings(programs, peer, args, rounds=_LEAST_ROUNDS, seconds=seconds)
-    return Measured(*timed)
+        programs["bare"] = at(quantity.bare)
+    if portable and cell.jitted:
+        with forms.portable():
+            programs["portable"] = at(quantity.own)
+    seconds *= (len(programs) + 1) / 2
+    peer, own = at(quantity.peer), list(programs.values())
+    timed = timings(own, peer, args, rounds=_LEAST_ROUNDS, seconds=seconds)
+    return Measured(**dict(zip(programs, timed, strict=True)))
 
 
 def arguments(cell: Cell, seed: int) -> tuple[Array, Array, Array]:
@@ -231,6 +140,8 @@ def arguments(cell: Cell, seed: int) -> tuple[Array, Array, Array]:
         rows = tuple(size for a, size in enumerate(cell.shape) if a != cell.axis % x.ndim)
         labels = jax.random.randint(keys[2], rows, 0, n, jnp.int32)
     g = jax.random.normal(keys[1], cell.shape, jnp.float32)
+    if QUANTITIES[cell.quantity].soft:
+        g = jax.nn.softmax(g)
     if cell.quantity == "logsumexp":
         g = jnp.zeros(())  # it is not differentiated here
     return x.astype(cell.dtype), g.astype(cell.dtype), labels
@@ -263,6 +174,29 @@ def grids(timings: Mapping[Cell, Timing]) -> list[Grid]:
             rows.append((quantity, *line))
         last = ("geometric mean",) if chosen[0].jitted else ("jaxsoft, µs", "peer, µs")
         found.append(Grid((title, *places, *last), tuple(rows)))
+    return found
+
+
+def portable_grids(measured: Mapping[Cell, Measured]) -> list[Grid]:
+    """The time with the portable forms over that with the chosen ones, where it was measured."""
+    found = []
+    for title in dict.fromkeys(cell.table for cell in measured):
+        ratios: dict[str, dict[str, float]] = {}
+        for cell, one in measured.items():
+            if cell.table == title and one.portable is not None:
+                ratio = one.portable.seconds / one.own.seconds
+                ratios.setdefault(cell.quantity, {})[cell.place] = ratio
+        places = dict.fromkeys(place for row in ratios.values() for place in row)
+        rows = [
+            (
+                quantity,
+                *(f"{row[place]:.2f}" if place in row else "–" for place in places),
+                f"{statistics.geometric_mean(row.values()):.2f}",
+            )
+            for quantity, row in ratios.items()
+        ]
+        if rows:
+            found.append(Grid((f"portable: {title}", *places, "geometric mean"), tuple(rows)))
     return found
 
 

@@ -50,6 +50,20 @@ TARGETS = (
 )
 
 
+def means(timings: Mapping[Cell, Timing]) -> Grid:
+    """All geometric means: of each quantity, by dtype and kind of axis."""
+    tables = dict.fromkeys(cell.table for cell in timings if cell.jitted)
+    rows = []
+    for quantity in dict.fromkeys(cell.quantity for cell in timings):
+        line = []
+        for table in tables:
+            where = table, quantity
+            found = [t for cell, t in timings.items() if (cell.table, cell.quantity) == where]
+            line.append(f"{geometric_mean(found):.2f}" if found else "–")
+        rows.append((quantity, *line))
+    return Grid(("time / peer, geometric mean", *tables), tuple(rows))
+
+
 def verdicts(measured: Mapping[Cell, Measured]) -> Grid:
     """Every target with what was measured."""
     rows = []

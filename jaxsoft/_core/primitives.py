@@ -33,6 +33,7 @@ class AlongClasses:
 
     def __init__(self, name: str, formula: Form, like: Callable[..., PyTree]) -> None:
         self.formula, self.like = formula, like
+        self.forms: dict[str, Form] = {}  # by platform, where one has a form of its own
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(_flat(formula))
@@ -42,6 +43,7 @@ class AlongClasses:
 
     def lower(self, form: Form, *platforms: str) -> None:
         """Sets the form of the function on these platforms, or on all that have none of theirs."""
+        self.forms |= dict.fromkeys(platforms, form)
         rule = mlir.lower_fun(_flat(form), multiple_results=True)
         for platform in platforms or (None,):
             mlir.register_lowering(self.primitive, rule, platform=platform)

@@ -96,7 +96,9 @@ def _kl_divergence(
 # z̄ = loss-bar · J_p (-d), for J_p is blind to a constant, and w̄ = loss-bar · (q - p), of which the
 # derivative is that of probabilities and the value that of the corrected differences below.
 def _divergence(z: Array, w: Array, z_row: Row, w_row: Row, axis: ClassAxis) -> Array:
-    return divergence_of(_sums(z, w, z_row, w_row, axis), z_row, w_row)
+    sums = _sums(z, w, z_row, w_row, axis)
+    # P is 1 but for its rounding, and its derivative is in the rule below.
+    return divergence_of(sums._replace(total=jnp.ones_like(sums.total)), z_row, w_row)
 
 
 def _divergence_pullback(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsoft._core import devices
-from jaxsoft._core.autodiff import analytic, valued
+from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.log_softmax import log_probabilities
 from jaxsoft._functions.softmax import probabilities
@@ -48,8 +48,9 @@ gradient = analytic(_gradient, _gradient_pullback, static=(3,))
 
 
 # loss = Σ_j q_j ((m - z_j) + log Z), every term non-negative; with Q = Σ_j q_j,
-# z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. To keep the former exact for a
-# confident row it is put together as p_j (Σ_{i≠j} q_i) - q_j (1 - p_j), both from sums of others.
+# z̄_j = loss-bar · (Q p_j - q_j) and q̄_j = -loss-bar · log p_j. The entries of z̄ sum to 0: that of a
+# class above 1/2 is minus the sum of the others, which is exact for a confident row. By products
+# with 0 and 1, not by a selection, for which XLA would write an array.
 def _target_loss(z: Array, q: Array, row: Row, axis: ClassAxis) -> Array:
     losses = (axis.expand(row.top) - z) + axis.expand(row.log_normalizer)
     return devices.copied(axis.sum(jnp.where(q == 0, 0, q * losses)), z, axis.mesh)
@@ -57,18 +58,13 @@ def _target_loss(z: Array, q: Array, row: Row, axis: ClassAxis) -> Array:
 
 def _target_loss_pullback(z: Array, q: Array, row: Row, axis: ClassAxis, loss_bar: Array) -> Any:
     p = probabilities(z, None, row.normalizer, axis, z.dtype).classes
+    is_top, loss_bar = jnp.round(p), axis.expand(loss_bar)
+    slope = axis.expand(axis.sum(q)) * p - q
+    of_others = slope * (1 - is_top)
+    slope = of_others - is_top * axis.expand(axis.sum(of_others))
     absent = (z == -jnp.inf) & (q == 0)
-    q = jnp.where(absent, 0, q)  # a constant: it contributes 0
-    total = axis.expand(axis.sum(q))
-    large = 2 * q > total
-    small_total = axis.expand(axis.sum(jnp.where(large, 0, q)))
-    others = jnp.where(large, small_total, total - q)
-    rest = axis.expand(devices.copied(row.rest / row.normalizer.divisor, p, axis.mesh))
-    complement = valued(1 - p, jnp.where(p > 0.5, rest, 1 - p))
-    loss_bar = axis.expand(loss_bar)
-    z_bar = loss_bar * (p * others - q * complement)
     q_bar = -loss_bar * jnp.where(absent, 0, log_probabilities(z, None, row, axis))
-    return jnp.where(z == -jnp.inf, 0, z_bar), q_bar, None
+    return jnp.where(z == -jnp.inf, 0, loss_bar * slope), q_bar, None
 
 
 target_loss = analytic(_target_loss, _target_loss_pullback, static=(3,))

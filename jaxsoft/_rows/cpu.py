@@ -46,8 +46,10 @@ def row_statistics(logits: Logits, *, axis: ClassAxis) -> Row:
         long = known(lambda: n > _LONG or (few and z.nbytes >= _CACHE), False)
         chunks = _chunk_count(n) if long else 1
         sums = _sums_of_chunks(z, top, at, chunks) if chunks > 1 else _sums(z, top, at)
-    # Without the barrier XLA:CPU copies the sums into each use that is made of them.
-    return from_sums(logits, *lax.optimization_barrier(sums))
+    # Without the barrier XLA:CPU copies the sums into each use that is made of them, and writes the
+    # maximum out as often as it has classes: of 200,000 rows of 10, the soft-label loss then takes
+    # 3.3 times and the entropy 2.6 times as long (jax 0.10).
+    return Row(*lax.optimization_barrier(from_sums(logits, *sums)))
 
 
 def _sums(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
