@@ -12,7 +12,6 @@ from jaxsoft._core import devices, options, programs, validation
 from jaxsoft._core.autodiff import analytic
 from jaxsoft._core.axes import ClassAxis
 from jaxsoft._functions.softmax import probabilities
-from jaxsoft._rows import statistics
 from jaxsoft._rows.jacobian_product import Vector, jacobian_product
 from jaxsoft._rows.logits import compute_dtype, prepare
 from jaxsoft._rows.rowwise import from_statistics, rowwise
