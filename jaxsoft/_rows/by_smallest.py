@@ -116,7 +116,8 @@ def _of_rank(rank: Int[Array, "..."], dtype: DTypeLike) -> Array:
 def _distances(z: Array, smallest: Array, a: Array) -> Array:
     """B of the entries above the smallest one, else 0."""
     distance = jnp.maximum(a * (z - smallest), 0)
-    return jnp.where(distance == 0, 0, orders.root(distance, a))
+    above = jnp.where(distance == 0, 1, distance)
+    return jnp.where(distance == 0, 0, orders.root(above, a))
 
 
 def _norm(w: Array, b: Array, a: Array) -> Array:
