@@ -227,6 +227,14 @@ def test_beyond_its_margin_the_loss_is_exactly_0(alpha):
         np.testing.assert_array_equal(jaxsoft.entmax(x, alpha), [0, 1, 0])
 
 
+@pytest.mark.parametrize("alpha", [10.0, 47.0])
+def test_a_large_alpha_leaves_digits_to_the_loss(alpha):
+    for x in ([0.0, 0.0], [1.0, 0.5, 1.0]):
+        loss = jaxsoft.entmax_loss(jnp.array(x, "float32"), 0, alpha)
+        exact = float(Row(np.array(x), alpha).loss(0))
+        assert abs(loss - exact) <= 4 * alpha * EPS["float32"] * exact
+
+
 @pytest.mark.optimised
 def test_the_loss_is_never_negative():
     rng = np.random.default_rng(1)
