@@ -55,9 +55,9 @@ def _loss(loss: Callable[..., Array]) -> Computation:
     return lambda x, g, labels, axis: loss(x, labels, axis)
 
 
-def _loss_and_gradient(loss: Callable[..., Array]) -> Computation:
+def _with_gradient(loss: Computation) -> Computation:
     def both(x: Array, g: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-        losses, pullback = jax.vjp(lambda x: loss(x, labels, axis), x)
+        losses, pullback = jax.vjp(lambda x: loss(x, g, labels, axis), x)
         return losses, pullback(jnp.ones_like(losses))[0]
 
     return both
@@ -111,14 +111,6 @@ def _peer_divergence(x: Array, y: Array) -> Array:
     return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(y), jax.nn.log_softmax(x))
 
 
-def _with_gradient(loss: Computation) -> Computation:
-    def both(x: Array, y: Array, labels: Array, axis: Axis) -> tuple[Array, Array]:
-        losses, pullback = jax.vjp(lambda x: loss(x, y, labels, axis), x)
-        return losses, pullback(jnp.ones_like(losses))[0]
-
-    return both
-
-
 def _pair(
     name: str, own: Computation, peer: Computation, arrays: int, *, soft: bool = False
 ) -> dict[str, Quantity]:
@@ -150,8 +142,8 @@ QUANTITIES = {
     FROM_P: Quantity(_product(jaxsoft.softmax_vjp), _product(_textbook), 3),
     "loss": Quantity(_loss(_own_loss), _loss(_peer_loss), 1, tuples=False, bare=_bare_loss),
     "loss + gradient": Quantity(
-        _loss_and_gradient(_own_loss),
-        _loss_and_gradient(_peer_loss),
+        _with_gradient(_loss(_own_loss)),
+        _with_gradient(_loss(_peer_loss)),
         2,
         tuples=False,
         bare=_bare_loss_and_gradient,

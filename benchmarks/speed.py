@@ -184,8 +184,8 @@ def portable_grids(measured: Mapping[Cell, Measured]) -> list[Grid]:
         ratios: dict[str, dict[str, float]] = {}
         for cell, one in measured.items():
             if cell.table == title and one.portable is not None:
-                ratio = one.portable.seconds / one.own.seconds
-                ratios.setdefault(cell.quantity, {})[cell.place] = ratio
+                bought = one.portable.seconds / one.own.seconds
+                ratios.setdefault(cell.quantity, {})[cell.place] = bought
         places = dict.fromkeys(place for row in ratios.values() for place in row)
         rows = [
             (

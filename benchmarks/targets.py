@@ -56,15 +56,23 @@ TARGETS = (
 def means(timings: Mapping[Cell, Timing]) -> Grid:
     """All geometric means: of each quantity, by dtype and kind of axis."""
     tables = dict.fromkeys(cell.table for cell in timings if cell.jitted)
-    rows = []
-    for quantity in dict.fromkeys(cell.quantity for cell in timings):
-        line = []
-        for table in tables:
-            where = table, quantity
-            found = [t for cell, t in timings.items() if (cell.table, cell.quantity) == where]
-            line.append(f"{geometric_mean(found):.2f}" if found else "–")
-        rows.append((quantity, *line))
+    found = _means(timings)
+    rows = [
+        (name, *(f"{row[table]:.2f}" if table in row else "–" for table in tables))
+        for name, row in found.items()
+    ]
     return Grid(("time / peer, geometric mean", *tables), tuple(rows))
+
+
+def _means(timings: Mapping[Cell, Timing]) -> dict[str, dict[str, float]]:
+    """The geometric mean of each quantity in each table."""
+    found: dict[str, dict[str, list[Timing]]] = {}
+    for cell, timed in timings.items():
+        found.setdefault(cell.quantity, {}).setdefault(cell.table, []).append(timed)
+    return {
+        name: {table: geometric_mean(those) for table, those in row.items()}
+        for name, row in found.items()
+    }
 
 
 def verdicts(measured: Mapping[Cell, Measured]) -> Grid:
@@ -76,18 +84,15 @@ def verdicts(measured: Mapping[Cell, Measured]) -> Grid:
             name = f"{target.quantity or 'all'}: {target.table}"
             mean = geometric_mean(one.own for one in found)
             rows.append((name, *_verdict(mean, target.wanted), *_bounds(found)))
-    ratios = _of_libraries({cell: found.own for cell, found in measured.items()})
+    timings = {cell: found.own for cell, found in measured.items()}
+    ratios, of_quantities = _of_libraries(timings), _means(timings)
     for table in dict.fromkeys(cell.table for cell in ratios):
         _, _, kind = table.partition(", ")
         if kind in MEANS:
-            here = {cell: ratio for cell, ratio in ratios.items() if cell.table == table}
-            means = {
-                name: statistics.geometric_mean(r for c, r in here.items() if c.quantity == name)
-                for name in {cell.quantity for cell in here}
-            }
-            worst = max(means, key=means.__getitem__)
-            name = f"the largest mean, {worst}: {table}"
-            rows.append((name, *_verdict(means[worst], MEANS[kind]), "–", "–"))
+            names = dict.fromkeys(cell.quantity for cell in ratios if cell.table == table)
+            worst = max(names, key=lambda name: of_quantities[name][table])
+            verdict = _verdict(of_quantities[worst][table], MEANS[kind])
+            rows.append((f"the largest mean, {worst}: {table}", *verdict, "–", "–"))
     last = f"the slowest of {len(ratios)} cells"
     rows.append((last, *_verdict(max(ratios.values()), SLOWEST), "–", "–"))
     of_bounds = "bare formula", "the faster of both"

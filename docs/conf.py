@@ -32,13 +32,10 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # they were committed executed, and the tests run them
 
-autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # shapes and dtypes are those of the text
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": "object"}
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Numerics", "notes_style")]
 napoleon_use_rtype = False

@@ -87,8 +87,7 @@ def _row_entropy_pullback(z: Array, row: Row, axis: ClassAxis, cotangent: Array)
 row_entropy = analytic(_row_entropy, _row_entropy_pullback, static=(2,))
 
 
-# At 1000 an exponential is 0 in every type, and so is what the class adds: no selection is needed,
-# for which XLA would write an array.
+# At 1000 an exponential is 0 in every type, and so is what the class adds: no selection is needed.
 def _gaps(z: Array, row: Row, axis: ClassAxis) -> Array:
     """m - z, the distance to the maximum; 1000 where it is more."""
     return jnp.minimum(axis.expand(row.top) - z, 1000)

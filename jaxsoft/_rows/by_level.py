@@ -81,7 +81,7 @@ def probabilities(
     if order.root is not None:
         return u**order.root
     inside = jnp.where(u == 0, 1, u)
-    return jnp.where(u == 0, 0, orders.root(inside, a) * jnp.exp(u_low / inside / a))
+    return jnp.where(u == 0, 0, orders.inverse_power(inside, a) * jnp.exp(u_low / inside / a))
 
 
 def solution(
@@ -178,7 +178,7 @@ def confident(
         p = probabilities(z, order, level, axis)
         of_label, of_label_low = gap(axis.take(z, label), level)
         t = jnp.minimum(a * (of_label + of_label_low), 1)
-        rest = jnp.where(t == 1, 1, -jnp.expm1(jnp.log1p(-jnp.where(t == 1, 0, t)) / a))
+        rest = orders.rest(t, a)
         excess = axis.sum(jnp.where(at_label, 0, p)) - rest
         step = excess / divisor(axis.sum(orders.slopes(p, order, axis)))
         return low + jnp.where(rest < 0.125, step, 0)  # elsewhere λ has all its digits

@@ -50,29 +50,31 @@ def probabilities(
 ) -> Float[Array, "..."]:
     """P, small entries with all their digits; 0 in a row of -inf alone."""
     of_smallest, a = axis.expand(smallest.z), axis.expand(order.excess)
-    p = _norm(axis.expand(smallest.p), _distances(z, of_smallest, a), a)
-    return jnp.where(z < of_smallest, 0, p)
+    b = _distances(z, of_smallest, a)
+    return jnp.where(z < of_smallest, 0, _norm(axis.expand(smallest.p), b, a))
 
 
 def solution(
     z: Float[Array, "..."], top: Float[Array, "..."], order: Order, axis: ClassAxis
 ) -> tuple[Float[Array, "..."], Smallest]:
     """P, and the smallest entry."""
-    of_smallest, a = _smallest_entry(z, top, order, axis), order.excess
-    support = z >= axis.expand(of_smallest)
+    is_top = axis.one_hot(jnp.argmax(z, axis.position), z)
+    of_smallest = _smallest_entry(z, top, is_top, order, axis)
+    a, absent = axis.expand(order.excess), z < axis.expand(of_smallest)
+    b = _distances(z, axis.expand(of_smallest), a)
 
     def at(w: Array) -> tuple[Array, Array, Array]:
-        p = probabilities(z, order, Smallest(of_smallest, w), axis)
-        slope = lax.pow(axis.expand(w) / divisor(p), jnp.broadcast_to(axis.expand(a - 1), p.shape))
-        slope = jnp.where(support, slope, 0)
-        excess = _excess(z, p, top, order, Smallest(of_smallest, w), axis)
+        of_row = axis.expand(w)
+        p = jnp.where(absent, 0, _norm(of_row, b, a))
+        slope = lax.pow(of_row / divisor(p), jnp.broadcast_to(a - 1, p.shape))
+        slope = jnp.where(absent, 0, slope)
+        excess = _excess(p, top, is_top, order, Smallest(of_smallest, w), axis)
         return p, slope, excess / divisor(axis.sum(slope))
 
     def step(_: Any, w: Array) -> Array:
         return jnp.clip(w - at(w)[2], 0, 1)
 
-    of_others = axis.sum(_distances(z, axis.expand(of_smallest), axis.expand(a)))
-    w = lax.fori_loop(0, _STEPS[z.dtype.itemsize], step, jnp.clip(1 - of_others, 0, 1))
+    w = lax.fori_loop(0, _STEPS[z.dtype.itemsize], step, jnp.clip(1 - axis.sum(b), 0, 1))
     p, slope, change = at(w)
     # The last step moves p itself.
     p = jnp.maximum(p - slope * axis.expand(change), 0)
@@ -81,7 +83,7 @@ def solution(
 
 # Σb < 1 for a threshold at z_k, and no longer for the next entry below it. The bisection is one of
 # the order of floating-point numbers: it ends at one of them, however close to 0.
-def _smallest_entry(z: Array, top: Array, order: Order, axis: ClassAxis) -> Array:
+def _smallest_entry(z: Array, top: Array, is_top: Array, order: Order, axis: ClassAxis) -> Array:
     """z_k of each row."""
     a = axis.expand(order.excess)
 
@@ -91,7 +93,7 @@ def _smallest_entry(z: Array, top: Array, order: Order, axis: ClassAxis) -> Arra
         threshold = _of_rank(middle, z.dtype)
         b = _distances(z, axis.expand(threshold), a)
         nothing = Smallest(threshold, jnp.zeros_like(threshold))
-        is_below = (_excess(z, b, top, order, nothing, axis) >= 0) | (middle == low)
+        is_below = (_excess(b, top, is_top, order, nothing, axis) >= 0) | (middle == low)
         return jnp.where(is_below, middle, low), jnp.where(is_below, high, middle)
 
     between = _rank(top - 1 / order.excess) - 1, _rank(top + 0 * order.excess)
@@ -103,21 +105,24 @@ def _smallest_entry(z: Array, top: Array, order: Order, axis: ClassAxis) -> Arra
 
 def _rank(x: Array) -> Array:
     """Whole numbers in the order of the floating-point ones."""
-    bits = lax.bitcast_convert_type(x, np.dtype(f"int{8 * x.dtype.itemsize}"))
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+    return _in_order(lax.bitcast_convert_type(x, np.dtype(f"int{8 * x.dtype.itemsize}")))
 
 
 def _of_rank(rank: Int[Array, "..."], dtype: DTypeLike) -> Array:
     """The number of a rank."""
-    bits = jnp.where(rank < 0, rank ^ jnp.iinfo(rank.dtype).max, rank)
-    return lax.bitcast_convert_type(bits, dtype)
+    return lax.bitcast_convert_type(_in_order(rank), dtype)
+
+
+def _in_order(bits: Array) -> Array:
+    """Ranks of the bits of numbers, and bits of ranks: negative numbers are in reverse order."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 def _distances(z: Array, smallest: Array, a: Array) -> Array:
     """B of the entries above the smallest one, else 0."""
     distance = jnp.maximum(a * (z - smallest), 0)
     above = jnp.where(distance == 0, 1, distance)
-    return jnp.where(distance == 0, 0, orders.root(above, a))
+    return jnp.where(distance == 0, 0, orders.inverse_power(above, a))
 
 
 def _norm(w: Array, b: Array, a: Array) -> Array:
@@ -130,16 +135,16 @@ def _norm(w: Array, b: Array, a: Array) -> Array:
 
 # The sum of the others less 1 - p of the largest: for a confident row, of two small numbers.
 def _excess(
-    z: Array, p: Array, top: Array, order: Order, smallest: Smallest, axis: ClassAxis
+    p: Array, top: Array, is_top: Array, order: Order, smallest: Smallest, axis: ClassAxis
 ) -> Array:
     """Σp - 1."""
-    is_top, a = axis.one_hot(jnp.argmax(z, axis.position), z), order.excess
+    a = order.excess
     distance, distance_low = double_word.sum_of(top, -smallest.z)
     t, t_low = double_word.product_of(a, distance)
     u, u_low = double_word.sum_of(jnp.ones_like(t), -t)
     u += (u_low - (t_low + a * distance_low)) - lax.pow(smallest.p, a)  # 1 - p^a of the largest
     is_small = u < 0.25
     by_root = 1 - axis.sum(jnp.where(is_top, p, 0))
-    rest = jnp.where(is_small, -jnp.expm1(jnp.log1p(-jnp.where(is_small, u, 0)) / a), by_root)
+    rest = jnp.where(is_small, orders.rest(jnp.where(is_small, u, 0), a), by_root)
     high, low = orders.exact_sum(jnp.where(is_top, 0, p), axis)
     return (high - rest) + low

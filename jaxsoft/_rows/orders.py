@@ -60,10 +60,15 @@ def order(alpha: Float[Array, "..."], number: float | None) -> Order:
     return Order(excess + lax.stop_gradient(jnp.maximum(least - excess, 0)), number)
 
 
-def root(u: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
+def inverse_power(u: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
     """u^(1/a) for u > 0, to its last digits."""
     high, low = reciprocal(a)
     return lax.pow(u, jnp.broadcast_to(high, u.shape)) * jnp.exp(low * jnp.log(u))
+
+
+def rest(t: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 - (1 - t)^(1/a) for t ≤ 1, exact where it is small."""
+    return -jnp.expm1(jnp.log1p(-t) / a)
 
 
 def reciprocal(a: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

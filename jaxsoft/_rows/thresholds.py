@@ -35,15 +35,12 @@ def solution(
 ) -> tuple[Float[Array, "..."], Threshold]:
     """P, and from what it can be computed again: constants."""
     z, top, order = lax.stop_gradient((logits.z, logits.top, order))
-    if order.is_convex:
-        p, level = by_level.solution(z, top, order, axis)
-        return p, Threshold(level, None)
-    if order.is_steep:
-        p, smallest = by_smallest.solution(z, top, order, axis)
-        return p, Threshold(None, smallest)
-    of_level, level = by_level.solution(z, top, _convex(order), axis)
-    of_smallest, smallest = by_smallest.solution(z, top, _steep(order), axis)
-    p = jnp.where(axis.expand(order.excess) > 1, of_smallest, of_level)
+    of_level = of_smallest = level = smallest = None
+    if not order.is_steep:
+        of_level, level = by_level.solution(z, top, _convex(order), axis)
+    if not order.is_convex:
+        of_smallest, smallest = by_smallest.solution(z, top, _steep(order), axis)
+    p = _chosen(axis.expand(order.excess), of_level, of_smallest)
     return p, Threshold(level, smallest)
 
 
