@@ -96,8 +96,10 @@ def _smallest_entry(z: Array, top: Array, is_top: Array, order: Order, axis: Cla
         is_below = (_excess(b, top, is_top, order, nothing, axis) >= 0) | (middle == low)
         return jnp.where(is_below, middle, low), jnp.where(is_below, high, middle)
 
-    between = _rank(top - 1 / order.excess) - 1, _rank(top + 0 * order.excess)
-    _, high = lax.fori_loop(0, 8 * z.dtype.itemsize, step, between)
+    # In a row of -inf alone the maximum is the lowest number, and no threshold is below that.
+    lowest = _rank(jnp.full_like(top, jnp.finfo(z.dtype).min))
+    low = jnp.maximum(_rank(top - 1 / order.excess) - 1, lowest)
+    _, high = lax.fori_loop(0, 8 * z.dtype.itemsize, step, (low, _rank(top + 0 * order.excess)))
     support = z >= axis.expand(_of_rank(high, z.dtype))
     smallest = jnp.min(jnp.where(support, z, axis.expand(top)), axis.position)
     return nan_unless(jnp.isfinite(top) & jnp.isfinite(order.excess), smallest)
