@@ -49,9 +49,8 @@ _WHY = """Why what is missed is missed, as far as it is known of a CPU:
   all who return the same arrays. What can be gained is what the peer keeps in between.
 - logsumexp, log_softmax, the loss: a sum that keeps the largest exponential apart is two sums. XLA
   makes one kernel of both, but that takes longer than the single sum of the peer where the arrays
-  fit the cache, or where the peer is as near to the time of memory as the one sum allows. Of long
-  rows in bfloat16 it is two kernels, each with all exponentials, and so near to twice the time of
-  a logsumexp, which writes nothing else.
+  fit the cache, or where the peer is as near to the time of memory as the one sum allows. Long
+  rows are one sum for each chunk, and are read once more only where the largest sum is.
 - softmax + VJP: the centre of g is a sum of its own, without which 1 − p and a common offset of g
   lose their digits; log_softmax + VJP: so is the sum of the others, and an entry of −inf, whose
   cotangent does not count, takes a selection, for which XLA writes an array. This is the price of
@@ -60,7 +59,6 @@ _WHY = """Why what is missed is missed, as far as it is known of a CPU:
   infinite, which takes a selection in the sum; without it the loss of soft labels takes half to
   two thirds of the time. The divergence takes a series where p and q are close, and the sum of
   q − p besides.
-- A row whose length is a prime is not summed in equal chunks, and is read by two sums instead.
 - Without jax.jit some µs of a call go into the checks of its arguments. `jax.nn.log_softmax` is one
   compiled call without any; the other peers are several.
 - In 16-bit types jaxsoft computes in float32 and rounds once. A peer that computes in 16 bits is

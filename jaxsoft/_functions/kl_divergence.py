@@ -75,11 +75,11 @@ def kl_divergence(
     scale = options.temperature(name, temperature, first.shape, axes)
     mesh = validation.mesh(name, axis_name, temperature=scale)
     dtype = compute_dtype(jnp.result_type(first, second))
-    x, y = first.astype(dtype), second.astype(dtype)
+    x, y = (a if compute_dtype(a.dtype) == dtype else a.astype(dtype) for a in (first, second))
     return _kl_divergence(x, y, where, scale, axes=axes, mesh=mesh)
 
 
-@rowwise(places=programs.rows, empty=lambda x, rows: jnp.zeros(rows, x.dtype))
+@rowwise(places=programs.rows, empty=lambda x, rows: jnp.zeros(rows, compute_dtype(x.dtype)))
 def _kl_divergence(
     x: Array, y: Array, where: Array | None, temperature: Array | None, axis: ClassAxis
 ) -> Array:

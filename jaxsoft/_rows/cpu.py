@@ -18,7 +18,6 @@ from jaxsoft._rows.logits import Logits
 from jaxsoft._rows.statistics import Row, from_sums
 
 _LONG = 4096  # entries: a row with more of them is long
-_VERY_LONG = 2**15  # the length of a row that is better summed in chunks, however narrow
 _CHUNKED = 64  # entries: rows with more of them are summed in chunks along some axes
 _SHORT = 16  # the length of a short row
 _SCATTERED = 64  # classes, from which on the exponentials are shared
@@ -39,11 +38,10 @@ def row_statistics(logits: Logits, *, axis: ClassAxis) -> Row:
     if label is not None and _is_shared(z, at):
         others = lax.optimization_barrier(jnp.sum(other_exponentials(logits, axis=axis), at))
         return Row(top, others + (jnp.exp(take(z, label, at) - top) - 1))
-    if narrow is not None and _is_apart(narrow, at):
-        sums = _sums_of_narrow(narrow, top, z.dtype)
+    if known(lambda: _is_summed_in_chunks(z, at), False):
+        sums = _sums_of_chunks(z if narrow is None else narrow, top, at)
     else:
-        in_chunks = known(lambda: _is_summed_in_chunks(z, narrow, at), False)
-        sums = (_sums_of_chunks if in_chunks else _sums)(z, top, at)
+        sums = _sums(z, top, at)
     # Without the barrier XLA:CPU copies the sums into each use that is made of them, and writes the
     # maximum out as often as it has classes: of 200,000 rows of 10, the soft-label loss then takes
     # 3.3 times and the entropy 2.6 times as long (jax 0.10).
@@ -70,28 +68,29 @@ def _sums(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
     return _sum(below, axis), _sum(ones, axis)
 
 
-def _is_summed_in_chunks(z: Array, narrow: Array | None, axis: int) -> bool:
+def _is_summed_in_chunks(z: Array, axis: int) -> bool:
     """Whether a row is long, or lies along another axis than the last.
 
     There logsumexp takes 0.57 to 0.81 of the time in float32; log_softmax 0.81 of it or 1.4 times,
-    with its VJP 0.65 and 0.75. In bfloat16 log_softmax would take up to 2.2 times as long.
+    with its VJP 0.65 and 0.75.
     """
     n, rows = z.shape[axis], z.size // z.shape[axis]
-    is_bfloat16 = narrow is not None and narrow.dtype == jnp.bfloat16
-    elsewhere = axis < z.ndim - 1 and n > _CHUNKED and not is_bfloat16
-    return elsewhere or n > _LONG or (1 < rows < _MANY and z.nbytes >= _CACHE)
+    return (axis < z.ndim - 1 and n > _CHUNKED) or n > _LONG or (1 < rows < _MANY and z.nbytes >= _CACHE)
 
 
 # Each chunk has a single sum, but the one with the largest, which is split. If the maximum lies in
 # another chunk, the others total at least 1, so that the final - 1 cannot cancel.
-def _sums_of_chunks(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
-    """Σ exp(z - m) without the maxima, and their number, from the sums of chunks of the row."""
-    n = z.shape[axis]
+def _sums_of_chunks(x: Array, top: Array, axis: int) -> tuple[Array, Array]:
+    """Σ exp(x - m) without the maxima, and their number, from the sums of chunks of the row."""
+    n = x.shape[axis]
     chunks = _chunk_count(n)
     whole = n - n % chunks
-    table = lax.slice_in_dim(z, 0, whole, axis=axis)
-    table = table.reshape(*z.shape[:axis], chunks, whole // chunks, *z.shape[axis + 1 :])
-    sums = jnp.sum(jnp.exp(table - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
+    table = lax.slice_in_dim(x, 0, whole, axis=axis)
+    table = table.reshape(*x.shape[:axis], chunks, whole // chunks, *x.shape[axis + 1 :])
+    wide = lambda part: part.astype(top.dtype)
+    # XLA:CPU's loop for a sum reads 16 bits, but without the barrier it is handed a copy in 32.
+    read = table if x.dtype == top.dtype else lax.optimization_barrier(table)
+    sums = jnp.sum(jnp.exp(wide(read) - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
     # XLA:CPU's argmax takes ten times as long as a maximum and the first place that has it. With
     # the barrier they read the same numbers.
     sums = lax.optimization_barrier(sums)
@@ -101,10 +100,10 @@ def _sums_of_chunks(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
     others = jnp.sum(jnp.where(one_hot(largest, sums.shape, axis), 0, sums), axis)
     index = jnp.expand_dims(largest, (axis, axis + 1))
     near = jnp.take_along_axis(table, index, axis, mode="promise_in_bounds").squeeze(axis)
-    below, ties = _sums(near, top, axis)
+    below, ties = _sums(wide(near), top, axis)
     below += others
     if whole < n:
-        left_over = _sums(lax.slice_in_dim(z, whole, n, axis=axis), top, axis)
+        left_over = _sums(wide(lax.slice_in_dim(x, whole, n, axis=axis)), top, axis)
         below, ties = below + left_over[0], ties + left_over[1]
     return below, ties
 
@@ -119,25 +118,6 @@ def _chunk_count(n: int) -> int:
     root = math.isqrt(n)
     divisors = (k for k in range(root // 4 + 1, 4 * root) if n % k == 0)
     return min(divisors, key=lambda k: max(k / root, root / k), default=root)
-
-
-def _is_apart(x: Array, axis: int) -> bool:
-    """Whether the two sums of 16-bit logits are better off without each other."""
-    large = known(lambda: 2 * x.nbytes >= _CACHE and _LONG <= x.shape[axis] <= _VERY_LONG, False)
-    return large and x.dtype == jnp.bfloat16 and axis == x.ndim - 1
-
-
-# Of long rows in bfloat16 XLA:CPU fuses a single sum with its reading of them, but for two sums it
-# materialises them in float32. So each sum reads the logits and the maximum as if they were its
-# own: XLA joins no common subexpression across a selection by whether a number is finite.
-def _sums_of_narrow(x: Array, top: Array, dtype: DTypeLike) -> tuple[Array, Array]:
-    def exponentials(x: Array, earlier: Array) -> Array:
-        own_top = jnp.where(jnp.isfinite(earlier), top, 0)
-        return jnp.exp(x.astype(dtype) - jnp.expand_dims(own_top, -1))
-
-    terms, _ = _parts(exponentials(lax.optimization_barrier(x), top))
-    x, below = lax.optimization_barrier((x, jnp.sum(terms, -1)))
-    return below, jnp.round(jnp.sum(exponentials(x, below), -1) - below)
 
 
 # XLA:CPU fuses both sums of many rows into one loop if it knows where they start. A literal 0 is
