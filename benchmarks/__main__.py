@@ -14,6 +14,7 @@ try:
         compilation,
         environment,
         jacobian,
+        layouts,
         linear,
         programs,
         segments,
@@ -109,6 +110,10 @@ def _linear(options: argparse.Namespace) -> Iterator[str | Grid]:
     results = [linear.measure(case, options.seconds, options.seed) for case in cases]
     yield linear.grid(results)
     yield from dict.fromkeys(line for result in results for line in result.left_out)
+    yield layouts.CAPTION
+    sizes = tracked(layouts.QUICK_SIZES if options.quick else layouts.SIZES, "products")
+    rows = [row for size in sizes for row in layouts.measure(size, options.seconds, options.seed)]
+    yield Grid(layouts.COLUMNS, tuple(rows))
 
 
 def _tokens(options: argparse.Namespace) -> Iterator[str | Grid]:

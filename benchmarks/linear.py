@@ -34,7 +34,7 @@ Loss = Callable[[Any, Any, Any], Any]  # of x, w and labels
 
 SHAPES: tuple[Shape, ...] = ((2048, 256, 32_768), (4096, 256, 50_304), (8192, 64, 50_304))
 QUICK_SHAPES: tuple[Shape, ...] = ((1024, 64, 16_384),)
-VOCAB_CHUNK = 2048
+VOCAB_CHUNK, TOKEN_CHUNK = 2048, 512
 
 COLUMNS = (*candidates.columns("mean loss with its gradient by x and w", "optax"), "peak, MiB")
 CAPTION = (
@@ -116,6 +116,10 @@ CANDIDATES = (
     Candidate(
         f"jaxsoft, vocab_chunk={VOCAB_CHUNK}",
         under_jax(functools.partial(jaxsoft.linear_cross_entropy, vocab_chunk=VOCAB_CHUNK)),
+    ),
+    Candidate(
+        f"jaxsoft, token_chunk={TOKEN_CHUNK}",
+        under_jax(functools.partial(jaxsoft.linear_cross_entropy, token_chunk=TOKEN_CHUNK)),
     ),
     Candidate("tokamax", under_jax(_tokamax), "tokamax"),
     Candidate(

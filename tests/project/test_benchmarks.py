@@ -19,6 +19,7 @@ from benchmarks import (
     candidates,
     compilation,
     jacobian,
+    layouts,
     linear,
     memory,
     programs,
@@ -87,6 +88,7 @@ def test_results(monkeypatch, capsys, tmp_path):
     norms[1] = dataclasses.replace(norms[1], peers=None)
     monkeypatch.setattr(jacobian, "cases", lambda *, quick: norms)
     monkeypatch.setattr(linear, "QUICK_SHAPES", (CASE.shape,))
+    monkeypatch.setattr(layouts, "QUICK_SIZES", ((8, 4, 6),))
     monkeypatch.setattr(candidates, "SIXTEEN_BIT", 0)
     monkeypatch.setattr(tokens, "QUICK_SHAPES", (CASE.shape,))
     monkeypatch.setattr(tokens, "GAPS", (17,))
@@ -171,8 +173,11 @@ def test_results(monkeypatch, capsys, tmp_path):
     layers = table(written, " | ".join(linear.COLUMNS))
     assert list(layers) == [f"float32, 60×8×90: {c.name}" for c in REQUIRED]
     rows = list(layers.values())
-    assert [row[1] == "1" for row in rows] == [True, False, False]
+    assert [row[1] == "1" for row in rows] == [True, False, False, False]
     assert all(float(row[1].partition(" ")[0]) > 0 and float(row[3]) > 0 for row in rows)
+    of_products = table(written, " | ".join(layouts.COLUMNS))
+    assert list(of_products) == [f"{name}, 8×4×6" for name in layouts.PRODUCTS]
+    assert all(float(row[1].partition(" ")[0]) > 0 for row in of_products.values())
     assert float(rows[0][3]) == 1
     assert {row[4] for row in rows} == {"3"}
     for candidate in linear.CANDIDATES:
@@ -401,6 +406,24 @@ def test_candidates_compute_the_same():
     expected, *others = (c.program(args).call(*args) for c in REQUIRED)
     for computed in others:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-7), computed, expected)
+
+
+@pytest.mark.parametrize("name", layouts.PRODUCTS)
+def test_layouts_compute_the_same(name):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (4, 3), (2, 4, 5), (2, 3, 5)  # of x, ȳ and w in chunks
+    x, y_bar, w = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    plain = layouts.LAYOUTS["as it is"].of(w)
+    function, in_numpy = layouts.PRODUCTS[name]
+    expected = np.zeros({"x w": (2, 4, 5), "ȳ wᵀ": (4, 3), "xᵀ ȳ": (3, 10)}[name], np.float32)
+    in_numpy(*map(np.asarray, (x, y_bar, plain)), expected)
+    if name == "x w":
+        np.testing.assert_allclose(np.hstack([*expected]), x @ plain, rtol=1e-5, atol=1e-6)
+    for layout in layouts.LAYOUTS.values():
+        found = function(layout, x, y_bar, layout.of(w))
+        if name == "xᵀ ȳ":
+            found = jnp.hstack([layout.part(found, i, 5) for i in range(2)])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)
