@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -56,6 +57,20 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_enable_x64", not isinstance(request.node, pytest.DoctestItem))
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+_MAPPINGS = Path("/proc/self/maps")  # a line for each
+_MANY_MAPPINGS = 20_000
+
+
+# A compiled program takes mappings of memory, of which Linux allows a process 65,530; beyond them
+# XLA's compiler crashes. JAX keeps the programs of all tests.
+@pytest.fixture(autouse=True, scope="module")
+def programs() -> Iterator[None]:
+    """Forgets what has been compiled, after a module with which there is too much of it."""
+    yield
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 # Tests that take longer than the rest together: `make test` leaves them to `make test-all`.
