@@ -27,7 +27,7 @@ LAST = (
 )
 QUICK_LAST = ((20_000, 10), (256, 1000))
 PRIME = (512, 49_999)  # no number divides the length
-FEW = ((200_000, 10), (4096, 1000), PRIME, (512, 50_304))
+FEW = ((200_000, 10), (4096, 1000), (16_384, 1000), PRIME, (512, 50_304))
 ELSEWHERE: tuple[tuple[tuple[int, ...], Axis], ...] = (
     ((1000, 4096), 0),
     ((64, 1000, 64), 1),

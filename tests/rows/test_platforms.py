@@ -80,7 +80,8 @@ def test_statistics(form, dtype, name):
 # of the chunks, and one that is left over.
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_statistics_of_long_rows(axis, dtype):
+def test_statistics_of_long_rows(axis, dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "_SMALL", 0)
     n, places = 4099, [(0,), (4095,), (4097,), (70, 4095), (4000, 4098), (100, 101)]
     table = np.full((len(places) + 4, n), -40, np.float32)
     for row, at in zip(table, places, strict=False):
