@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from benchmarks import speed
+from jaxsoft._core.slices import added
 from jaxsoft._demo.timing import timings
 
 Sizes = tuple[int, int, int]  # tokens, d and classes of a chunk
@@ -54,31 +55,21 @@ class Layout:
     added: Callable[[Array, Any, Array], Array]
 
 
-def _added_along(axis: int) -> Callable[[Array, Any, Array], Array]:
-    def added(total: Array, i: Any, product: Array) -> Array:
-        product = product if axis else product.T
-        size = product.shape[axis]
-        part = lax.dynamic_slice_in_dim(total, i * size, size, axis)
-        return lax.dynamic_update_slice_in_dim(total, part + product, i * size, axis)
-
-    return added
-
-
 LAYOUTS = {
     "as it is": Layout(
         of=lambda w: w.swapaxes(0, 1).reshape(w.shape[1], -1),
         part=lambda w, i, size: lax.dynamic_slice_in_dim(w, i * size, size, 1),
-        added=_added_along(1),
+        added=lambda total, i, product: added(total, product, (0, i * product.shape[1])),
     ),
     "transposed": Layout(
         of=lambda w: w.swapaxes(1, 2).reshape(-1, w.shape[1]),
         part=lambda w, i, size: lax.dynamic_slice_in_dim(w, i * size, size, 0).T,
-        added=_added_along(0),
+        added=lambda total, i, product: added(total, product.T, (i * product.shape[1], 0)),
     ),
     "packed": Layout(
         of=lambda w: w,
         part=lambda w, i, size: w[i],
-        added=lambda total, i, product: total.at[i].add(product),
+        added=lambda total, i, product: added(total, product[None], (i, 0, 0)),
     ),
 }
 
@@ -140,16 +131,19 @@ def measure(sizes: Sizes, seconds: float, seed: int) -> list[tuple[str, ...]]:
     keys = jax.random.split(jax.random.key(seed), 3)
     x = jax.random.normal(keys[0], (tokens, d))
     y_bar = jax.random.normal(keys[1], (CHUNKS, tokens, size))
-    w = jax.random.normal(keys[2], (CHUNKS, d, size))
+    chunks_of_w = jax.random.normal(keys[2], (CHUNKS, d, size))
+    ws = {name: layout.of(chunks_of_w) for name, layout in LAYOUTS.items()}
+    args_of_numpy = tuple(map(np.asarray, (x, y_bar, ws["as it is"])))
     operations = 2 * tokens * d * size * CHUNKS
     rows = []
     for name, (function, in_numpy) in PRODUCTS.items():
-        peer, *others = (_program(function, layout, x, y_bar, w) for layout in LAYOUTS.values())
-        timed = timings(others, peer, (), rounds=_ROUNDS, seconds=seconds)
-        plain = LAYOUTS["as it is"]
-        args = x, y_bar, plain.of(w)
-        out = np.zeros_like(function(plain, *args))
-        alone = functools.partial(in_numpy, *map(np.asarray, args), out)
+        programs = [
+            _program(functools.partial(function, layout), x, y_bar, ws[where])
+            for where, layout in LAYOUTS.items()
+        ]
+        plain, *others = programs
+        timed = timings(others, plain, (), rounds=_ROUNDS, seconds=seconds)
+        alone = functools.partial(in_numpy, *args_of_numpy, np.array(plain()))
         of_numpy = timings((alone,), alone, (), rounds=_ROUNDS, seconds=seconds)
         per_second = lambda duration: f"{operations / duration / 1e9:.0f}"
         rows.append(
@@ -163,9 +157,5 @@ def measure(sizes: Sizes, seconds: float, seed: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def _program(
-    function: Callable[..., Array], layout: Layout, x: Array, y_bar: Array, w: Array
-) -> Callable[[], Array]:
-    args = x, y_bar, layout.of(w)
-    compiled = jax.jit(functools.partial(function, layout)).lower(*args).compile()
-    return functools.partial(compiled, *args)
+def _program(function: Callable[..., Array], *args: Array) -> Callable[[], Array]:
+    return functools.partial(jax.jit(function).lower(*args).compile(), *args)
