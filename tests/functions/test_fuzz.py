@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -568,6 +569,9 @@ def in_eight_bits(x, where, temperature):
     ]
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 7), reason="jax 0.6 rounds float32 to 8 bits by way of 16"
+)
 @settings(max_examples=CASES // 8)
 @given(st.sampled_from(["float8_e4m3fn", "float8_e5m2"]), seeds, st.sampled_from([0.0, 0.3, 0.7]))
 def test_eight_bits_are_rounded_once(name, seed, share):
@@ -591,7 +595,7 @@ def test_eight_bits_are_rounded_once(name, seed, share):
     # A type without infinity holds no log 0.
     held = (of.log_p > -largest) & (of.z > -np.inf)
     between(
-        np.where(held, log_p, 0).astype(dtype),
+        np.where(held, log_p, np.zeros((), dtype)),
         np.where(held, of.log_p, 0),
         EPS["float32"] * (16 + 2 * of.reach),
     )

@@ -769,10 +769,11 @@ def test_division():
 
 @pytest.mark.parametrize("make", [np.asarray, np.array, jnp.asarray, jnp.array])
 def test_no_array_is_made_unasked(make):
+    message = r"^SimplexJacobian: \(4, 4\) .* as_matrix\(\) makes one"
+    if make in (jnp.asarray, jnp.array) and jax.__version_info__ < (0, 7):
+        message = "SimplexJacobian"  # jax 0.6 refuses by itself what is none of its arrays
     for value in (batch_of(4), [batch_of(4)] * 2):
-        with pytest.raises(
-            TypeError, match=r"^SimplexJacobian: \(4, 4\) .* as_matrix\(\) makes one"
-        ):
+        with pytest.raises(TypeError, match=message):
             make(value)
 
 
