@@ -57,9 +57,12 @@ _WHY = """Why what is missed is missed, as far as it is known of a CPU:
   cotangent does not count, takes a selection, for which XLA writes an array. This is the price of
   the digits in the table of accuracy, and a cell where it is paid in full is not under 1.05.
 - Soft labels, the divergence: a class of probability 0 adds nothing even where the other number is
-  infinite, which takes a selection in the sum; without it the loss of soft labels takes half to
-  two thirds of the time. The divergence takes a series where p and q are close, and the sum of
-  q − p besides.
+  infinite, which takes a selection; XLA keeps none in its loops for sums, so the terms become an
+  array. By a minimum in its place the loss of soft labels takes 0.5 of the time at 16384×1000, but
+  5 times as long at 512×50304 and 2.6 times at 200000×10. The divergence takes a series where p and
+  q are close, and the sum of q − p besides. With its gradient, of 9 to 16 classes, it pays for the
+  pairs of the product with the Jacobian, which compute log q − log p again for each: 1.6 in place
+  of 2.3 and 5.4 (10 and 16 classes) without them, but softmax + VJP 1.12 in place of 0.67 and 0.79.
 - Without jax.jit some µs of a call go into the checks of its arguments. `jax.nn.log_softmax` is one
   compiled call without any; the other peers are several.
 - In 16-bit types jaxsoft computes in float32 and rounds once. A peer that computes in 16 bits is
