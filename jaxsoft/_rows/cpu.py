@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
 from jaxsoft._core.axes import ClassAxis, one_hot, take
 from jaxsoft._core.sizes import known
@@ -38,14 +38,23 @@ def row_statistics(logits: Logits, *, axis: ClassAxis) -> Row:
     if label is not None and _is_shared(z, at):
         others = lax.optimization_barrier(jnp.sum(other_exponentials(logits, axis=axis), at))
         return Row(top, others + (jnp.exp(take(z, label, at) - top) - 1))
+    x = z if narrow is None else narrow
     if known(lambda: _is_summed_in_chunks(z, at), False):
-        sums = _sums_of_chunks(z if narrow is None else narrow, top, at)
+        sums = _sums_of_chunks(x, top, at)
     else:
-        sums = _sums(z, top, at)
+        sums = _sums(_as_read(x, z.dtype), top, at)
     # Without the barrier XLA:CPU copies the sums into each use that is made of them, and writes the
     # maximum out as often as it has classes: of 200,000 rows of 10, the soft-label loss then takes
     # 3.3 times and the entropy 2.6 times as long (jax 0.10).
     return Row(*lax.optimization_barrier(from_sums(logits, *sums)))
+
+
+# XLA:CPU's loops for sums read 16 bits, but without the barrier they are handed a copy in 32, which
+# other loops share: a logsumexp of 64 rows of 262,144 in bfloat16 would take 3 times as long, the
+# divergence of 4096 rows of 1000 twice as long (jax 0.10).
+def _as_read(x: Array, dtype: DTypeLike) -> Array:
+    """x in a wider type that is made where it is read."""
+    return x if x.dtype == dtype else lax.optimization_barrier(x).astype(dtype)
 
 
 def _sums(z: Array, top: Array, axis: int) -> tuple[Array, Array]:
@@ -93,10 +102,8 @@ def _sums_of_chunks(x: Array, top: Array, axis: int) -> tuple[Array, Array]:
     whole = n - n % chunks
     table = lax.slice_in_dim(x, 0, whole, axis=axis)
     table = table.reshape(*x.shape[:axis], chunks, whole // chunks, *x.shape[axis + 1 :])
-    # XLA:CPU's loop for a sum reads 16 bits, but without the barrier it is handed a copy in 32:
-    # a logsumexp of 64 rows of 262,144 in bfloat16 would take 3 times as long.
-    read = table if table.dtype == dtype else lax.optimization_barrier(table)
-    sums = jnp.sum(jnp.exp(read.astype(dtype) - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
+    read = _as_read(table, dtype)
+    sums = jnp.sum(jnp.exp(read - jnp.expand_dims(top, (axis, axis + 1))), axis + 1)
     # XLA:CPU's argmax takes ten times as long as a maximum and the first place that has it. With
     # the barrier they read the same numbers.
     sums = lax.optimization_barrier(sums)
