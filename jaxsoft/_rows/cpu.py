@@ -136,7 +136,7 @@ def _chunk_count(n: int) -> int:
 
 # XLA:CPU fuses both sums of many rows into one loop if it knows where they start. A literal 0 is
 # shared with the rest of the program and becomes a parameter of the fusion; -0 is as neutral, and
-# hardly ever elsewhere.
+# hardly ever elsewhere but in other statistics.
 def _sum(terms: Array, axis: int) -> Array:
     return lax.reduce(terms, jnp.asarray(-0.0, terms.dtype), lax.add, (axis,))
 
