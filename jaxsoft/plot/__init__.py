@@ -1,7 +1,9 @@
 """Figures of softmax and its derivative: each function draws on an Axes and returns it."""
 
+import importlib
+
 try:
-    import matplotlib  # noqa: F401
+    importlib.import_module("matplotlib")
 except ModuleNotFoundError as error:
     raise ImportError(
         'jaxsoft.plot needs matplotlib: pip install ".[plot]" in a checkout of the repository'
